@@ -1,4 +1,4 @@
-"""Flow-matching checkpoints and their FlowTurbo velocity refiner, compiled to engines and run without torch."""
+"""Flow-matching checkpoints and their FlowTurbo refiner, compiled to engines and run without torch."""
 
 import os as _os
 

@@ -130,10 +130,14 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(2 * TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.frequencies: Tensor
+        self.reset_frequencies()
+
+    def reset_frequencies(self) -> None:
+        """Compute the constants, which no checkpoint holds."""
         k = torch.arange(TIME_FREQUENCIES, dtype=torch.float32)
         frequencies = torch.exp(-math.log(MAX_PERIOD) * k / TIME_FREQUENCIES)
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.frequencies: Tensor
 
     def forward(self, t: Tensor) -> Tensor:
         angles = t[:, None].float() * self.frequencies

@@ -1,0 +1,60 @@
+"""The reference sampler in NumPy: slow, allocating, obviously right. Backends are held against it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowturbo_trt.sampling.program import NOISE, Evaluate, Program
+from flowturbo_trt.sampling.schedule import Schedule
+from flowturbo_trt.sampling.steps import Field, Passed, step_function
+
+Array = NDArray[np.float32]
+
+
+def sample(schedule: Schedule, field: Field, x: Any) -> Iterator[tuple[Any, Any]]:
+    """Call the formulas on arrays; yield the state and the velocity passed on after every step.
+
+    `field` and `x` may be of any shape that broadcasts. Under guidance, states shaped (B,1,C,H,W) and
+    velocities (B,2,C,H,W) reproduce the reference implementation's doubled batch.
+    """
+    passed: Passed = ()
+    for kind, t, s in schedule.steps:
+        x, passed = step_function(kind, schedule.reading)(field, x, passed, t, s)
+        yield x, passed[-1][1]
+
+
+def run(program: Program, field: Field, noise: Array) -> Iterator[tuple[Array, Array]]:
+    """Interpret a program; noise and states (B,C,H,W), velocities (B,G,C,H,W). Yields as `sample` does."""
+    values: dict[int, Array] = {program.inputs[NOISE]: noise}
+    for mark, instructions in program.per_step():
+        for instruction in instructions:
+            if isinstance(instruction, Evaluate):
+                values[instruction.out] = _evaluate(instruction, field, values)
+            else:
+                is_state = program.registers[instruction.out].kind == "state"
+                values[instruction.out] = _combine(instruction.terms, values, is_state)
+        yield values[mark.state], values[mark.velocity]
+
+
+def _evaluate(instruction: Evaluate, field: Field, values: dict[int, Array]) -> Array:
+    x = values[instruction.state]
+    if instruction.velocity is None:
+        result: Array = field.predict(x, instruction.time)
+    else:
+        result = field.refine(x, values[instruction.velocity], instruction.time)
+    return result
+
+
+def _combine(terms: tuple[tuple[float, int], ...], values: dict[int, Array], is_state: bool) -> Array:
+    scaled = [coefficient * _part(values[register], is_state) for coefficient, register in terms]
+    total = scaled[0]
+    for term in scaled[1:]:
+        total = total + term
+    return total
+
+
+def _part(value: Array, is_state: bool) -> Array:
+    """Select the conditional half of a velocity (B,G,C,H,W) that enters a state (B,C,H,W)."""
+    return value[:, 0] if is_state and value.ndim == 5 else value

@@ -1,0 +1,115 @@
+"""Schedules: what the user writes, e.g. `H1P5R3`."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from flowturbo_trt.sampling.errors import FlowTurboError
+from flowturbo_trt.sampling.steps import REFINER, REFINER_READINGS, Passed, step_function
+
+_COUNT = r"(?:0|[1-9]\d*)"
+_GROUP = re.compile(rf"(AB[2-4])x({_COUNT})|([EHPR])({_COUNT})")
+_SCHEDULE = re.compile(
+    rf"(?P<groups>(?:AB[2-4]x{_COUNT}|[EHPR]{_COUNT})+)(?::(?P<reading>[a-z]+))?(?:@(?P<times>.+))?"
+)
+_GRAMMAR = (
+    "groups of E, H, P, R with a count or AB2x, AB3x, AB4x with one, e.g. H1P5R3, H8, AB2x8; "
+    "optionally :READING of R and @t0,t1,…,tN"
+)
+
+
+class ScheduleError(FlowTurboError):
+    """A schedule cannot be read or cannot be run."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A list of steps over a time grid.
+
+    `groups` are (kind, count) as written; `times` is the grid of steps + 1 increasing times in [0,1],
+    or empty for the uniform grid from 0 to 1; `reading` says how R steps are computed
+    (steps.REFINER_READINGS).
+    """
+
+    groups: tuple[tuple[str, int], ...]
+    times: tuple[float, ...] = ()
+    reading: str = "reference"
+
+    def __post_init__(self) -> None:
+        if self.reading not in REFINER_READINGS:
+            raise ScheduleError(
+                f"{self}: unknown refiner reading {self.reading!r}; known are {', '.join(REFINER_READINGS)}"
+            )
+        if not self.kinds:
+            raise ScheduleError(f"{self}: has no steps; write at least one, e.g. H1")
+        if self.kinds[0] == REFINER:
+            raise ScheduleError(f"{self}: starts with R, which refines an earlier velocity; put H or P first")
+        if self.times and len(self.times) != len(self.kinds) + 1:
+            raise ScheduleError(
+                f"{self}: has {len(self.kinds)} steps and {len(self.times)} times; expected "
+                f"{len(self.kinds) + 1} times"
+            )
+        grid = self.grid
+        if not (grid[0] >= 0 and grid[-1] <= 1 and all(t < s for t, s in pairwise(grid))):
+            raise ScheduleError(f"{self}: times must increase within 0 to 1")
+
+    @classmethod
+    def parse(cls, text: str) -> "Schedule":
+        """Read `GROUPS[:READING][@TIMES]`; `str` gives the text back."""
+        match = _SCHEDULE.fullmatch(text)
+        if match is None:
+            raise ScheduleError(f"{text!r} is no schedule; expected {_GRAMMAR}")
+        groups = tuple((a or b, int(m or n)) for a, m, b, n in _GROUP.findall(match["groups"]))
+        try:
+            times = tuple(float(time) for time in match["times"].split(",")) if match["times"] else ()
+        except ValueError as error:
+            raise ScheduleError(f"{text!r}: a time is not a number ({error})") from error
+        return cls(groups, times, match["reading"] or "reference")
+
+    def __str__(self) -> str:
+        groups = "".join(f"{kind}{'x' if len(kind) > 1 else ''}{count}" for kind, count in self.groups)
+        reading = "" if self.reading == "reference" else f":{self.reading}"
+        times = "@" + ",".join(
+            f"{time:.17g}" if time != round(time, 12) else f"{time:.12g}" for time in self.times
+        )
+        return groups + reading + (times if self.times else "")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The step kinds in order, one per step."""
+        return tuple(kind for kind, count in self.groups for _ in range(count))
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """The times between which the steps run, one more than steps."""
+        n = len(self.kinds)
+        return self.times or tuple(i / n for i in range(n + 1))
+
+    @property
+    def steps(self) -> tuple[tuple[str, float, float], ...]:
+        """The steps as (kind, t, s)."""
+        return tuple((kind, t, s) for kind, (t, s) in zip(self.kinds, pairwise(self.grid), strict=True))
+
+    def evaluations(self) -> Counter[str]:
+        """Count the evaluations of each network, by running the formulas on numbers."""
+        field = _CountingField()
+        x = 0.0
+        passed: Passed = ()
+        for kind, t, s in self.steps:
+            x, passed = step_function(kind, self.reading)(field, x, passed, t, s)
+        return field.counts
+
+
+class _CountingField:
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def predict(self, x: Any, t: float) -> float:
+        self.counts["predictor"] += 1
+        return 0.0
+
+    def refine(self, x: Any, v: Any, t: float) -> float:
+        self.counts["refiner"] += 1
+        return 0.0
