@@ -1,6 +1,7 @@
 """The decoder: latents to uint8 images, through diffusers' AutoencoderKL."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ STABLE_DIFFUSION_CONFIG: dict[str, Any] = {
     "sample_size": 256,
     "scaling_factor": 0.18215,
 }
+RENAMED_LAYERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 class Decoder(nn.Module):
@@ -68,12 +70,11 @@ def load_autoencoder(path: str | Path) -> tuple[AutoencoderKL, Checkpoint]:
     path = Path(path)
     weights_file = _weights_in(path) if path.is_dir() else path
     checkpoint = load_checkpoint(weights_file)
-    config = _read_config(weights_file.parent / "config.json")
-    with torch.device("meta"):
-        autoencoder = AutoencoderKL.from_config(config)
+    autoencoder = _build(weights_file.parent / "config.json")
     weights = dict(checkpoint.weights)
     if any(".mid.block_1." in name for name in weights):
         weights = convert_ldm_vae_checkpoint(weights, autoencoder.config)
+    weights = {_current_name(name): tensor for name, tensor in weights.items()}
     try:
         autoencoder.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
     except RuntimeError as error:
@@ -96,6 +97,29 @@ def _weights_in(folder: Path) -> Path:
     if found is None:
         raise CheckpointError(f"{folder}: expected a diffusers autoencoder, found no {names[0]}")
     return found
+
+
+def _build(config_file: Path) -> AutoencoderKL:
+    """Build the autoencoder of a configuration, without memory for its weights."""
+    config = _read_config(config_file)
+    try:
+        with torch.device("meta"):
+            autoencoder: AutoencoderKL = AutoencoderKL.from_config(config)
+        scale = float(autoencoder.config.scaling_factor)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise CheckpointError(
+            f"{config_file}: describes no autoencoder that can be built ({error})"
+        ) from error
+    if not 0 < scale < math.inf:
+        raise CheckpointError(f"{config_file}: scaling_factor is {scale}, expected a positive number")
+    return autoencoder
+
+
+def _current_name(name: str) -> str:
+    """Rename an attention weight as diffusers does on loading: published files have the names of 2022."""
+    owner, _, layer = name.rpartition(".attentions.0.")
+    kind, _, parameter = layer.partition(".")
+    return f"{owner}.attentions.0.{RENAMED_LAYERS[kind]}.{parameter}" if kind in RENAMED_LAYERS else name
 
 
 def _read_config(path: Path) -> dict[str, Any]:

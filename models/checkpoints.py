@@ -5,14 +5,13 @@ import hashlib
 import json
 import math
 import pickle
-import zipfile
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -32,6 +31,8 @@ NAMED_MODELS = {
     for size, (depth, width) in DEPTH_WIDTH.items()
     for patch in (2, 4, 8)
 }
+# The sets of weights a file may hold beside other things, the preferred first.
+SETS = ("ema", "model", "state_dict")
 # What a configuration file may say beside the network's shape; `guidance_settings` reads these.
 EXTRA_FIELDS = {"guided_channels", "cfg_scale", "refiner_depth", "schedules"}
 
@@ -46,7 +47,7 @@ class ConfigError(FlowTurboError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of one file; `chosen` says which of its sets they are: ema, model or bare."""
+    """The tensors of one file; `chosen` says which of its SETS they are, or bare."""
 
     path: Path
     weights: Mapping[str, Tensor]
@@ -67,11 +68,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file; give a .pt or .safetensors file")
     content = _read(path)
-    chosen = next((name for name in ("ema", "model") if isinstance(content.get(name), Mapping)), "bare")
+    chosen = next((name for name in SETS if isinstance(content.get(name), Mapping)), "bare")
     state = content if chosen == "bare" else content[chosen]
-    stray = next((key for key, value in state.items() if not isinstance(value, Tensor)), None)
-    if not state or stray is not None:
-        found = "nothing" if not state else f"{stray!r}, which is a {type(state[stray]).__name__}"
+    strays = [key for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if not state or strays:
+        found = f"{strays[0]!r}, which is a {type(state[strays[0]]).__name__}" if strays else "nothing"
         raise CheckpointError(f"{path}: expected a state dict of tensors, found {found}")
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -92,7 +93,8 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"{path}: refused, it holds more than tensors and plain data, or is damaged ({reason}); "
             "save its state dict alone"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
+    # The restricted unpickler raises whatever damaged bytes lead it to.
+    except Exception as error:
         reason = str(error).split("\n")[0]
         raise CheckpointError(f"{path}: cannot be read as a checkpoint, truncated? ({reason})") from error
     if not isinstance(content, Mapping):
@@ -134,8 +136,12 @@ def inspect_shape(checkpoint: Checkpoint, *, refines: bool) -> dict[str, Any]:
         tokens = weights["pos_embed"].shape[1]
         outputs = weights["final_layer.linear.weight"].shape[0] // patch**2
         classes = weights["y_embedder.embedding_table.weight"].shape[0] - 1
-    except (KeyError, ValueError, IndexError) as error:
+    except KeyError as error:
         raise CheckpointError(f"{checkpoint.path}: not a SiT checkpoint ({error} is missing)") from error
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path}: not a SiT checkpoint (a tensor's shape: {error})"
+        ) from error
     latent_channels = channels // 2 if refines else channels
     grid = math.isqrt(tokens)
     if grid * grid != tokens or outputs not in (latent_channels, 2 * latent_channels):
@@ -144,7 +150,7 @@ def inspect_shape(checkpoint: Checkpoint, *, refines: bool) -> dict[str, Any]:
             f"{checkpoint.path}: not a SiT {kind}: it reads {channels} channels, emits {outputs} and has "
             f"{tokens} positions"
         )
-    blocks = {int(name.split(".")[1]) for name in weights if name.startswith("blocks.")}
+    blocks = {match[1] for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))}
     return {
         "input_size": grid * patch,
         "patch_size": patch,
@@ -159,6 +165,13 @@ def inspect_shape(checkpoint: Checkpoint, *, refines: bool) -> dict[str, Any]:
 def resolve_config(checkpoint: Checkpoint, given: Mapping[str, Any], *, refines: bool) -> SiTConfig:
     """Join what the checkpoint tells with what the user gave; a contradiction is an error."""
     told = inspect_shape(checkpoint, refines=refines)
+    # Emitting what it reads is what a refiner with learn_sigma does, and a predictor without.
+    ambiguous = not refines and not told["learn_sigma"] and told["in_channels"] % 2 == 0
+    if ambiguous and not {"in_channels", "learn_sigma"} & set(given):
+        raise CheckpointError(
+            f"{checkpoint.path}: reads and emits {told['in_channels']} channels, as a refiner does; if it is "
+            "a predictor without learn_sigma, say so with --config"
+        )
     for name, value in told.items():
         if name in given and given[name] != value:
             raise ConfigError(
@@ -183,7 +196,8 @@ def load_predictor(checkpoint: Checkpoint, given: Mapping[str, Any]) -> SiT:
 
 def load_refiner(checkpoint: Checkpoint, predictor: SiTConfig) -> SiT:
     """Build the refiner a checkpoint holds and check that it belongs to this predictor."""
-    channels = checkpoint.weights.get("x_embedder.proj.weight", torch.empty(0, 0)).shape[1]
+    embedding = checkpoint.weights.get("x_embedder.proj.weight")
+    channels = 0 if embedding is None or embedding.ndim != 4 else embedding.shape[1]
     if channels != 2 * predictor.in_channels:
         raise CheckpointError(
             f"{checkpoint.path}: not a refiner for this predictor: it reads {channels} channels, expected "

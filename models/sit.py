@@ -92,7 +92,7 @@ class SiT(nn.Module):
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """Lay (B,N,p·p·K) tokens out as (B,K,H,W); inside a token the order is row, column, channel."""
         p, g = self.config.patch_size, self.config.grid
-        patches = tokens.unflatten(2, (p, p, -1)).unflatten(1, (g, g))
+        patches: Tensor = tokens.unflatten(2, (p, p, -1)).unflatten(1, (g, g))
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
     def reset_parameters(self) -> None:
@@ -108,7 +108,7 @@ class SiT(nn.Module):
             self.t_embedder.mlp[0].weight,
             self.t_embedder.mlp[2].weight,
         ):
-            nn.init.normal_(weight, std=0.02)
+            nn.init.normal_(weight, std=0.02)  # type: ignore[arg-type]
         for layer in (*self.blocks, self.final_layer):
             nn.init.zeros_(layer.adaLN_modulation[1].weight)
             nn.init.zeros_(layer.adaLN_modulation[1].bias)

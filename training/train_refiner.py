@@ -118,7 +118,7 @@ class _Run:
         if not math.isfinite(loss.item()):
             raise TrainingError(f"the loss is {loss.item()} at step {self.step}; the last checkpoint is kept")
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         self.step += 1
         self._update_average()

@@ -1,0 +1,50 @@
+# The first Python of at least 3.11; another one: make setup PYTHON=/path/to/python
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+PY := .venv/bin/python
+INSTALLED := .venv/installed
+TYPES := build/types/flowturbo_trt
+
+.DEFAULT_GOAL := help
+.PHONY: setup demo test lint proof digits wheel clean help
+
+setup: $(INSTALLED)  ## create .venv with everything the other targets need (again when pyproject.toml changes)
+
+$(INSTALLED): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; name one: make setup PYTHON=..." >&2; exit 1; }
+	@test -x .venv/bin/pip || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## build the digits bundle and draw a grid with it
+	$(PY) -m flowturbo_trt.examples.digits.demo
+
+test: setup  ## run the fast tests
+	$(PY) -m pytest
+
+# Type checkers do not see `__path__`: they get the installed layout as a folder of links.
+lint: setup  ## check style, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)
+	@$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"])' \
+		| xargs -n 1 sh -c 'ln -s ../../../$$1 $(TYPES)/$$1' link
+	@ln -s ../../../flowturbo_trt.py $(TYPES)/__init__.py
+	cd build/types && ../../$(PY) -m mypy --config-file ../../pyproject.toml --package flowturbo_trt
+
+proof: setup  ## run what is heavy or timed and write benchmarks/results/
+	$(PY) -m flowturbo_trt.benchmarks.proof
+
+digits: setup  ## train the digits example anew
+	$(PY) -m flowturbo_trt.examples.digits.recipe
+
+wheel: setup  ## build the sdist and the wheel into dist/
+	rm -rf dist
+	$(PY) -m build --no-isolation
+
+clean:  ## remove build products and caches; .venv and out/ stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10

@@ -1,0 +1,61 @@
+"""Engines: a float32 graph compiled for one backend, in its precision, at fixed batch sizes."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowturbo_trt.bundle.manifest import Tensor
+from flowturbo_trt.sampling.errors import FlowTurboError
+
+# Backend → "module:function"; imported when asked for, so that none needs another's packages.
+COMPILERS = {
+    "onnxruntime": "flowturbo_trt.export.compile_onnxruntime:compile_engine",
+    "tensorrt-rtx": "flowturbo_trt.export.compile_tensorrt:compile_rtx_engine",
+    "tensorrt": "flowturbo_trt.export.compile_tensorrt:compile_enterprise_engine",
+}
+DEFAULT_PRECISION = {"onnxruntime": "fp32", "tensorrt-rtx": "fp16", "tensorrt": "fp16"}
+
+
+class CompileError(FlowTurboError):
+    """A backend is not known, not installed, or refuses a network."""
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """What to compile: `graph` is the float32 ONNX file with inputs and outputs as described."""
+
+    network: str
+    variant: str | None
+    graph: Path
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    precision: str
+    batches: tuple[int, ...]
+    targets: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """A file name without suffix, e.g. `predictor.guided.fp16`."""
+        return ".".join(part for part in (self.network, self.variant, self.precision) if part)
+
+
+@dataclass(frozen=True)
+class CompiledEngine:
+    """The files a backend loads (first) and needs beside it, and what compiled them."""
+
+    files: tuple[Path, ...]
+    builder: str
+    targets: tuple[str, ...] = ()
+
+
+Compiler = Callable[[EngineRequest, Path], CompiledEngine]
+
+
+def load_compiler(backend: str) -> Compiler:
+    """Return a backend's compile function (request, folder) → engine; raises CompileError."""
+    if backend not in COMPILERS:
+        raise CompileError(f"unknown backend {backend!r}; known are {', '.join(COMPILERS)}")
+    module, function = COMPILERS[backend].split(":")
+    compiler: Compiler = getattr(importlib.import_module(module), function)
+    return compiler

@@ -1,0 +1,133 @@
+"""Engines for TensorRT, both flavours: `tensorrt_rtx` (builds without a GPU) and `tensorrt`.
+
+Their Python interfaces are nearly the same; the imported module is an argument, and what only one of
+them has is found by asking. Networks are strongly typed: their precision is what the graph says.
+"""
+
+import importlib
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from flowturbo_trt.export.compile import CompiledEngine, CompileError, EngineRequest
+from flowturbo_trt.export.onnx_graph import load_graph, save_graph
+from flowturbo_trt.export.precision import lower_precision
+
+
+def compile_rtx_engine(request: EngineRequest, folder: Path) -> CompiledEngine:
+    """Compile with TensorRT for RTX; needs neither a GPU nor a driver."""
+    return compile_plan(_load("tensorrt_rtx", "tensorrt-rtx"), "tensorrt-rtx", request, folder)
+
+
+def compile_enterprise_engine(request: EngineRequest, folder: Path) -> CompiledEngine:
+    """Compile with TensorRT for the GPU of this machine."""
+    return compile_plan(_load("tensorrt", "tensorrt"), "tensorrt", request, folder)
+
+
+def compile_plan(trt: ModuleType, backend: str, request: EngineRequest, folder: Path) -> CompiledEngine:
+    """Build one plan whose profiles fix the batch (min = opt = max), so that its weights are held once."""
+    log = _logger(trt)
+    builder = trt.Builder(log)
+    if builder is None:
+        raise CompileError(
+            f"{backend}: cannot start ({log.last()}); TensorRT needs an NVIDIA GPU and driver to build"
+        )
+    network = builder.create_network(_network_flags(trt))
+    with tempfile.TemporaryDirectory() as scratch:
+        model = lower_precision(load_graph(request.graph), request.precision)
+        source = save_graph(model, Path(scratch) / "network.onnx")[0]
+        _parse(trt, network, source, log, f"{backend}, {request.name}")
+        _check_interface(network, request, backend)
+        config = builder.create_builder_config()
+        for batch in request.batches:
+            config.add_optimization_profile(_profile(builder, request, batch))
+        _set_targets(trt, config, request.targets, backend)
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise CompileError(f"{backend} refused {request.name}: {log.last()}")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{request.name}.plan"
+    path.write_bytes(memoryview(plan))
+    return CompiledEngine((path,), f"{trt.__name__} {trt.__version__}", request.targets)
+
+
+def _load(module: str, extra: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        raise CompileError(
+            f"backend {extra} is not installed ({error}); pip install 'flowturbo_trt[{extra}]'"
+        ) from error
+
+
+def _logger(trt: ModuleType) -> Any:
+    class Collector(trt.ILogger):  # type: ignore[name-defined, misc]  # the base comes from an argument
+        """Keeps what TensorRT says: most of its failures are a message and None."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.errors.append(" ".join(message.split()))
+
+        def last(self) -> str:
+            return self.errors[-1] if self.errors else "it gave no reason"
+
+    return Collector()
+
+
+def _network_flags(trt: ModuleType) -> int:
+    # Before version 11 strong typing had to be asked for.
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _parse(trt: ModuleType, network: Any, source: Path, log: Any, what: str) -> None:
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(source)):
+        errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        raise CompileError(
+            f"{what}: the parser refused the graph: {' '.join((errors or [log.last()])[0].split())}"
+        )
+
+
+def _check_interface(network: Any, request: EngineRequest, backend: str) -> None:
+    found = [network.get_input(i).name for i in range(network.num_inputs)]
+    found += [network.get_output(i).name for i in range(network.num_outputs)]
+    expected = [tensor.name for tensor in (*request.inputs, *request.outputs)]
+    if sorted(found) != sorted(expected):
+        raise CompileError(f"{backend}, {request.name}: has tensors {found}, expected {expected}")
+
+
+def _profile(builder: Any, request: EngineRequest, batch: int) -> Any:
+    profile = builder.create_optimization_profile()
+    for tensor in request.inputs:
+        shape = (batch, *tensor.shape[1:])
+        profile.set_shape(tensor.name, shape, shape, shape)
+    return profile
+
+
+def _set_targets(trt: ModuleType, config: Any, targets: tuple[str, ...], backend: str) -> None:
+    """Restrict the plan to compute capabilities, e.g. ("8.9",); none leaves it portable."""
+    if not targets:
+        return
+    if not hasattr(config, "set_compute_capability"):
+        raise CompileError(f"{backend} builds for the GPU of this machine only; leave out --target")
+    known = {
+        name.removeprefix("SM"): member
+        for name, member in trt.ComputeCapability.__members__.items()
+        if name.startswith("SM")
+    }
+    config.num_compute_capabilities = len(targets)
+    for index, target in enumerate(targets):
+        key = target.lower().removeprefix("sm").replace(".", "")
+        if key not in known:
+            raise CompileError(f"unknown target {target!r}; {backend} knows {', '.join(map(_dotted, known))}")
+        config.set_compute_capability(known[key], index)
+
+
+def _dotted(capability: str) -> str:
+    return f"{capability[:-1]}.{capability[-1]}"

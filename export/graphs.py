@@ -1,0 +1,113 @@
+"""The networks of a bundle as float32 ONNX graphs, each checked against torch as it is written."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import nn
+
+from flowturbo_trt.bundle.manifest import BATCH, Graph, Tensor
+from flowturbo_trt.export.networks import Guided, Unguided, velocity_halves, velocity_outputs_only
+from flowturbo_trt.export.onnx_graph import ExportError, export_graph, save_graph
+from flowturbo_trt.export.sources import Sources
+
+_TORCH_DTYPES = {"float32": torch.float32, "int64": torch.int64}
+# Batch of the sample inputs: at least 2, see export_graph.
+SAMPLE_BATCH = 2
+# Float32 against float32: what remains is the order of summation. Images may differ by a rounding.
+MAX_RELATIVE_ERROR = 1e-4
+MAX_LEVEL_ERROR = 1
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A module with the interface that bundle/FORMAT.md gives its engine."""
+
+    network: str
+    variant: str | None
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+
+    @property
+    def file(self) -> str:
+        return ".".join(part for part in (self.network, self.variant, "onnx") if part)
+
+
+def exportables(sources: Sources, variants: tuple[str, ...]) -> Iterator[Exportable]:
+    """Yield predictor and refiner in every variant, then the decoder."""
+    for variant in variants:
+        yield _velocity_network(sources, "predictor", variant)
+        if sources.refiner is not None:
+            yield _velocity_network(sources, "refiner", variant)
+    if sources.decoder is not None:
+        config = sources.predictor.config
+        side = config.input_size * sources.decoder.upsampling
+        state = Tensor("state", "float32", (BATCH, config.in_channels, config.input_size, config.input_size))
+        image = Tensor("image", "uint8", (BATCH, side, side, 3))
+        yield Exportable("decoder", None, sources.decoder, (state,), image)
+
+
+def export_one(item: Exportable, folder: Path) -> Graph:
+    """Export one network to `folder`/onnx and compare it with torch; raises ExportError."""
+    (folder / "onnx").mkdir(exist_ok=True)
+    sample = _sample(item)
+    model = export_graph(item.module, sample, item.output.name)
+    files = save_graph(model, folder / "onnx" / item.file)
+    _check_against_torch(item, sample, files[0])
+    first, *data = (file.relative_to(folder).as_posix() for file in files)
+    return Graph(item.network, item.variant, first, tuple(data), item.inputs, (item.output,))
+
+
+def _velocity_network(sources: Sources, name: str, variant: str) -> Exportable:
+    network = sources.predictor if name == "predictor" else sources.refiner
+    assert network is not None
+    config = network.config
+    C, side = config.in_channels, config.input_size
+    guided = variant == "guided"
+    G = velocity_halves(sources.guided_channels, C) if guided else 1
+    inputs = [
+        Tensor("state", "float32", (BATCH, C, side, side)),
+        Tensor("time", "float32", (BATCH,)),
+        Tensor("label", "int64", (BATCH,)),
+    ]
+    if guided:
+        inputs.append(Tensor("guidance", "float32", (BATCH,)))
+    if network.refines:
+        inputs.append(Tensor("velocity", "float32", (BATCH, G, C, side, side)))
+    output = Tensor("offset" if network.refines else "velocity", "float32", (BATCH, G, C, side, side))
+    pruned = velocity_outputs_only(network)
+    module = Guided(pruned, sources.guided_channels) if guided else Unguided(pruned)
+    return Exportable(name, variant, module, tuple(inputs), output)
+
+
+def _sample(item: Exportable) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sample = {}
+    for tensor in item.inputs:
+        shape = (SAMPLE_BATCH, *(int(size) for size in tensor.shape[1:]))
+        if tensor.dtype == "int64":
+            sample[tensor.name] = torch.zeros(shape, dtype=torch.int64)
+        elif tensor.name == "time":
+            sample[tensor.name] = torch.rand(shape, generator=generator)
+        else:
+            sample[tensor.name] = torch.randn(shape, generator=generator)
+    return sample
+
+
+def _check_against_torch(item: Exportable, sample: dict[str, torch.Tensor], file: Path) -> None:
+    with torch.no_grad():
+        expected = item.module(**sample).numpy().astype(np.float32)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {name: value.numpy() for name, value in sample.items()})
+    difference = np.asarray(found, dtype=np.float32) - expected
+    if item.output.dtype == "uint8":
+        error, limit = float(np.abs(difference).max()), float(MAX_LEVEL_ERROR)
+    else:
+        error, limit = float(np.linalg.norm(difference) / np.linalg.norm(expected)), MAX_RELATIVE_ERROR
+    # Written so that NaN fails.
+    if not error <= limit:
+        raise ExportError(f"{item.file}: differs from torch by {error:.3g}, at most {limit:g} is allowed")

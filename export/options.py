@@ -1,0 +1,64 @@
+"""What `build` can be told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowturbo_trt.export.compile import COMPILERS, DEFAULT_PRECISION, CompileError
+from flowturbo_trt.export.precision import PRECISIONS, PrecisionError
+from flowturbo_trt.sampling.errors import FlowTurboError
+from flowturbo_trt.sampling.program import VARIANTS
+from flowturbo_trt.sampling.schedule import Schedule
+
+
+class BuildError(FlowTurboError):
+    """Build options that contradict each other or the checkpoints."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Everything `build` can be told; the CLI reads its defaults here.
+
+    `precisions` are `PRECISION` for all backends or `BACKEND=PRECISION`; `schedules` default to the
+    configuration's, else H1P5R3 with a refiner and H8 without, the first being the bundle's default;
+    `targets` are GPU compute capabilities (`8.9`), none for portable engines.
+    """
+
+    predictor: Path
+    refiner: Path | None = None
+    decoder: Path | None = None
+    config: Path | None = None
+    model: str | None = None
+    batches: tuple[int, ...] = (1,)
+    backends: tuple[str, ...] = ("onnxruntime",)
+    precisions: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ("guided",)
+    schedules: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
+            raise BuildError(f"batch sizes are {list(self.batches)}, expected different ones of at least 1")
+        for backend in self.backends:
+            if backend not in COMPILERS:
+                raise CompileError(f"unknown backend {backend!r}; known are {', '.join(COMPILERS)}")
+            self.precision_of(backend)
+        for variant in self.variants:
+            if variant not in VARIANTS:
+                raise BuildError(f"unknown variant {variant!r}; known are {', '.join(VARIANTS)}")
+        for text in self.schedules:
+            Schedule.parse(text)
+
+    def precision_of(self, backend: str) -> str:
+        """Return a backend's precision: its own, else the one given for all, else its default."""
+        chosen = DEFAULT_PRECISION[backend]
+        for text in sorted(self.precisions, key=lambda text: "=" in text):
+            owner, _, precision = text.rpartition("=")
+            if precision not in PRECISIONS:
+                raise PrecisionError(f"unknown precision {precision!r}; known are {', '.join(PRECISIONS)}")
+            if owner and owner not in self.backends:
+                raise PrecisionError(
+                    f"--precision {text}: backend {owner!r} is not built; add --backend {owner}"
+                )
+            if owner in ("", backend):
+                chosen = precision
+        return chosen

@@ -1,0 +1,69 @@
+"""The checkpoints a bundle is built from, loaded and held against each other."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from flowturbo_trt.export.options import BuildError, BuildOptions
+from flowturbo_trt.models.autoencoder import Decoder, load_decoder
+from flowturbo_trt.models.checkpoints import (
+    ConfigError,
+    load_checkpoint,
+    load_predictor,
+    load_refiner,
+    named_config,
+    read_config,
+)
+from flowturbo_trt.models.sit import SiT
+
+# Guided by the reference: the first three of four latent channels.
+REFERENCE_GUIDED_CHANNELS = 3
+DEFAULT_GUIDANCE = 1.5
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Networks in float32 with what the configuration says about their use."""
+
+    predictor: SiT
+    refiner: SiT | None
+    decoder: Decoder | None
+    guided_channels: int
+    default_guidance: float
+    schedules: tuple[str, ...]
+    provenance: dict[str, dict[str, str]]
+
+
+def load_sources(options: BuildOptions) -> Sources:
+    """Load and check everything, cheapest mistakes first."""
+    given = named_config(options.model) if options.model else {}
+    if options.config:
+        given |= read_config(options.config)
+    checkpoint = load_checkpoint(options.predictor)
+    predictor = load_predictor(checkpoint, given)
+    provenance = {"predictor": checkpoint.provenance()}
+    refiner = decoder = None
+    if options.refiner:
+        checkpoint = load_checkpoint(options.refiner)
+        refiner = load_refiner(checkpoint, predictor.config)
+        provenance["refiner"] = checkpoint.provenance()
+    if options.decoder:
+        decoder, checkpoint = load_decoder(options.decoder)
+        provenance["decoder"] = checkpoint.provenance()
+        if decoder.latent_channels != predictor.config.in_channels:
+            raise BuildError(
+                f"{options.decoder}: decodes {decoder.latent_channels} latent channels, the predictor has "
+                f"{predictor.config.in_channels}; give the decoder of this model"
+            )
+    channels = _guided_channels(given, predictor.config.in_channels)
+    guidance = float(given.get("cfg_scale", DEFAULT_GUIDANCE))
+    schedules = tuple(given.get("schedules", ()))
+    return Sources(predictor, refiner, decoder, channels, guidance, schedules, provenance)
+
+
+def _guided_channels(given: dict[str, Any], latent_channels: int) -> int:
+    channels = given.get("guided_channels", min(REFERENCE_GUIDED_CHANNELS, latent_channels))
+    if channels == "all":
+        return latent_channels
+    if not isinstance(channels, int) or not 1 <= channels <= latent_channels:
+        raise ConfigError(f"guided_channels is {channels!r}, expected 'all' or 1 to {latent_channels}")
+    return channels

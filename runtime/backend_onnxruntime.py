@@ -1,0 +1,106 @@
+"""Engines on ONNX Runtime: on the CPU, or through its CUDA provider on a GPU."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnxruntime
+from numpy.typing import NDArray
+
+from flowturbo_trt.bundle.manifest import Engine
+from flowturbo_trt.bundle.store import Bundle
+from flowturbo_trt.runtime.backend import BackendError
+from flowturbo_trt.runtime.host_trajectory import HostTrajectory
+from flowturbo_trt.sampling.program import Evaluate, Program
+
+NAME = "onnxruntime"
+
+
+class OnnxRuntimeBackend:
+    """One session per network variant, loaded when first needed, serving every batch size."""
+
+    def __init__(self, bundle: Bundle, device: str, threads: int) -> None:
+        self._bundle = bundle
+        self._providers = _providers(device)
+        self._threads = threads
+        self._engines: dict[tuple[str, str | None], OnnxRuntimeEngine] = {}
+
+    def prepare(self, program: Program) -> None:
+        for instruction in program.instructions:
+            if isinstance(instruction, Evaluate):
+                self.engine(instruction.network, instruction.variant)
+        if self._bundle.manifest.model.image is not None:
+            self.engine("decoder", None)
+
+    def bind(self, program: Program, batch: int) -> HostTrajectory:
+        return HostTrajectory(program, batch, self._bundle.manifest.model, self.engine)
+
+    def engine(self, network: str, variant: str | None) -> "OnnxRuntimeEngine":
+        key = (network, variant)
+        if key not in self._engines:
+            described = self._bundle.manifest.engine(network, variant, NAME)
+            self._engines[key] = OnnxRuntimeEngine(self._bundle, described, self._providers, self._threads)
+        return self._engines[key]
+
+
+class OnnxRuntimeEngine:
+    """A session whose calls are bound to arrays (runtime.host_trajectory.HostEngine)."""
+
+    def __init__(self, bundle: Bundle, engine: Engine, providers: list[Any], threads: int) -> None:
+        for file in engine.data:
+            bundle.file(file)
+        path = bundle.file(engine.file)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        # The sessions take turns: one that has finished must not keep a core busy waiting for its next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        except Exception as error:  # its exceptions share no base class of their own
+            raise BackendError(_explain(engine, providers, str(error))) from error
+        wanted = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
+        # ONNX Runtime falls back to the CPU with no more than a log line.
+        if wanted not in self._session.get_providers():
+            raise BackendError(f"ONNX Runtime could not start its {wanted}: check the driver, CUDA and cuDNN")
+
+    def bind(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+    ) -> Callable[[], None]:
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        session = self._session
+        # The arrays are held by the closure: the binding knows only their addresses.
+        held = (*inputs.values(), *outputs.values())
+
+        def call(_held: tuple[NDArray[Any], ...] = held) -> None:
+            session.run_with_iobinding(binding)
+
+        return call
+
+
+def _providers(device: str) -> list[Any]:
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+    if match is None:
+        raise BackendError(f"unknown device {device!r}; expected cpu, cuda or cuda:N")
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise BackendError(
+            f"device {device}: this ONNX Runtime has no CUDA provider; pip install onnxruntime-gpu (and "
+            "uninstall onnxruntime, which overwrites it)"
+        )
+    return [("CUDAExecutionProvider", {"device_id": int(match[1] or 0)}), "CPUExecutionProvider"]
+
+
+def _explain(engine: Engine, providers: list[Any], reason: str) -> str:
+    what = f"{engine.network} {engine.variant or ''}".strip()
+    if "NOT_IMPLEMENTED" in reason and engine.precision == "bf16" and providers == ["CPUExecutionProvider"]:
+        return (
+            f"{what}: ONNX Runtime has no bf16 arithmetic on the CPU; use --device cuda, or rebuild with "
+            "--precision onnxruntime=fp32"
+        )
+    return f"{what}: ONNX Runtime cannot load {engine.file}: {' '.join(reason.split())[:300]}"

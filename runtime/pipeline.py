@@ -1,0 +1,191 @@
+"""Pipelines: a bundle on a backend, from labels and seeds to images."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from flowturbo_trt.bundle.manifest import Manifest
+from flowturbo_trt.bundle.store import Bundle
+from flowturbo_trt.runtime.backend import DEFAULT_BACKEND, Backend, BackendError, Trajectory, load_backend
+from flowturbo_trt.runtime.batching import split
+from flowturbo_trt.runtime.request import Request, RequestError, make_request
+from flowturbo_trt.sampling.program import Program, StepMark
+from flowturbo_trt.sampling.schedule import Schedule, ScheduleError
+from flowturbo_trt.sampling.trace import trace
+
+# Bound trajectories kept for reuse: a few schedules at a few batch sizes.
+MAX_TRAJECTORIES = 16
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback is told after each step of each batch of a request.
+
+    `rows` are the request's rows in this batch; `index` counts the steps of one batch, `count` is
+    their number. `state` (n,C,H,W) and `velocity` (n,G,C,H,W), the velocity passed on, are views
+    that the next step overwrites: copy what is to be kept.
+    """
+
+    rows: slice
+    index: int
+    count: int
+    kind: str
+    t: float
+    s: float
+    state: NDArray[np.float32]
+    velocity: NDArray[np.float32]
+    _preview: Callable[[], NDArray[np.uint8]]
+
+    def preview(self) -> NDArray[np.uint8]:
+        """Decode where the trajectory would end if it went on straight: (n,H,W,3) uint8; costs a decode."""
+        return self._preview()[: self.rows.stop - self.rows.start].copy()
+
+
+class Pipeline:
+    """Generates images from a bundle. Safe to call from several threads, where calls queue."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self._bundle = bundle
+        self._backend = backend
+        self._lock = threading.Lock()
+        self._trajectories: OrderedDict[tuple[object, ...], Trajectory] = OrderedDict()
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, backend: str | None = None, device: str = "cpu", threads: int = 0
+    ) -> "Pipeline":
+        """Open a bundle and load the engines its default schedule needs.
+
+        `device` is cpu, cuda or cuda:N; `threads` bounds the CPU threads of an engine (0: all cores).
+        Raises BundleError for a bundle that cannot be used, BackendError for a backend or device.
+        """
+        bundle = Bundle.open(path)
+        pipeline = cls(bundle, load_backend(backend or DEFAULT_BACKEND, bundle, device, threads))
+        schedule = bundle.manifest.default_schedule
+        variant = next(iter(bundle.manifest.programs[schedule]))
+        pipeline._backend.prepare(bundle.manifest.programs[schedule][variant])
+        return pipeline
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        return self._bundle.manifest
+
+    def __call__(
+        self,
+        labels: ArrayLike,
+        *,
+        seeds: Sequence[int] | None = None,
+        guidance: ArrayLike | None = None,
+        schedule: str | Schedule | None = None,
+        noise: NDArray[np.float32] | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> NDArray[np.uint8]:
+        """Generate one image per label: (N,H,W,3) uint8, in order.
+
+        labels (N) integers; seeds (N) in 0 … 2⁶⁴−1, by default 0 … N−1, each giving the same image in
+        every batch; guidance a number or one per image; schedule as text, by default the bundle's;
+        noise (N,C,H,W) float32 instead of seeds. `on_step` is called after every step; an exception
+        it raises cancels the call and leaves the pipeline usable. Raises RequestError, ScheduleError.
+        """
+        if self.manifest.model.image is None:
+            raise RequestError(
+                "the bundle has no decoder; call latents() instead, or build it with --decoder"
+            )
+        request = make_request(self.manifest.model, {"label": labels}, seeds, guidance, noise)
+        images = np.empty((len(request), *self.manifest.model.image, 3), dtype=np.uint8)
+        with self._lock:
+            for rows, trajectory in self._run(request, schedule, on_step):
+                images[rows] = trajectory.decode()[: rows.stop - rows.start]
+        return images
+
+    def latents(
+        self,
+        labels: ArrayLike,
+        *,
+        seeds: Sequence[int] | None = None,
+        guidance: ArrayLike | None = None,
+        schedule: str | Schedule | None = None,
+        noise: NDArray[np.float32] | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Generate latents (N,C,H,W) float32 without decoding them; arguments as for calling."""
+        request = make_request(self.manifest.model, {"label": labels}, seeds, guidance, noise)
+        latents = np.empty((len(request), *self.manifest.model.latent), dtype=np.float32)
+        with self._lock:
+            for rows, trajectory in self._run(request, schedule, on_step):
+                latents[rows] = trajectory.latents[: rows.stop - rows.start]
+        return latents
+
+    def _run(
+        self, request: Request, schedule: str | Schedule | None, on_step: Callable[[Step], None] | None
+    ) -> Iterator[tuple[slice, Trajectory]]:
+        """Run a request batch by batch; each trajectory is to be read before the next is asked for."""
+        program = self._program(schedule, self._variant(request))
+        start = 0
+        for batch in split(len(request), self.manifest.batches):
+            rows = slice(start, min(start + batch, len(request)))
+            trajectory = self._trajectory(program, batch)
+            request.fill(rows, trajectory.noise, trajectory.guidance)
+            for name, values in request.conditions.items():
+                count = rows.stop - rows.start
+                trajectory.conditions[name][:count] = values[rows]
+                trajectory.conditions[name][count:] = values[rows.start]
+            trajectory.run(on_step and _reporter(on_step, rows, trajectory, len(program.steps)))
+            yield rows, trajectory
+            start = rows.stop
+
+    def _variant(self, request: Request) -> str:
+        variants = next(iter(self.manifest.programs.values())).keys()
+        if request.is_unguided and "unguided" in variants:
+            return "unguided"
+        if "guided" not in variants:
+            raise RequestError(
+                "the bundle has unguided engines only; use guidance 1, or build it with --variant guided"
+            )
+        return "guided"
+
+    def _program(self, schedule: str | Schedule | None, variant: str) -> Program:
+        text = str(self.manifest.default_schedule if schedule is None else schedule)
+        if text in self.manifest.programs:
+            program = self.manifest.programs[text][variant]
+        else:
+            program = trace(Schedule.parse(text), variant)
+        if program.span != (0, 1):
+            raise ScheduleError(
+                f"{text}: runs from {program.span[0]} to {program.span[1]}; generation needs 0 to 1"
+            )
+        return program
+
+    def _trajectory(self, program: Program, batch: int) -> Trajectory:
+        """Return buffers and bound engines for a program's shape, with this program's numbers."""
+        key = (program.shape(), batch)
+        if key not in self._trajectories:
+            self._trajectories[key] = self._backend.bind(program, batch)
+            if len(self._trajectories) > MAX_TRAJECTORIES:
+                self._trajectories.popitem(last=False)
+        self._trajectories.move_to_end(key)
+        trajectory = self._trajectories[key]
+        trajectory.set_program(program)
+        return trajectory
+
+
+def _reporter(
+    on_step: Callable[[Step], None], rows: slice, trajectory: Trajectory, count: int
+) -> Callable[[StepMark, int], None]:
+    used = slice(0, rows.stop - rows.start)
+
+    def report(mark: StepMark, index: int) -> None:
+        state, velocity = trajectory.state_after(mark)[used], trajectory.velocity_after(mark)[used]
+        preview = lambda: trajectory.preview(mark)  # noqa: E731
+        on_step(Step(rows, index, count, mark.kind, mark.t, mark.s, state, velocity, preview))
+
+    return report
+
+
+__all__ = ["BackendError", "Pipeline", "Step"]

@@ -1,0 +1,148 @@
+"""Schedules: reading, writing, counting and rejecting."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from flowturbo_trt.sampling.errors import FlowTurboError
+from flowturbo_trt.sampling.schedule import Schedule, ScheduleError
+from flowturbo_trt.sampling.trace import trace
+
+TEXTS = [
+    "H1P5R3",
+    "H1P0R2",
+    "H8",
+    "E25",
+    "P4",
+    "AB2x8",
+    "AB3x5",
+    "AB4x16",
+    "H1R1P2R1",
+    "H2AB4x3E1",
+    "AB2x1H1",
+    "H1P1R2:single",
+    "H1P1R2:consistent",
+    "H1P2R1@0,0.1,0.3,0.75,1",
+    "H1R1:single@0,0.333333333333,1",
+    "E2@0.25,0.5,0.9",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_given_back(text: str) -> None:
+    schedule = Schedule.parse(text)
+    assert str(schedule) == text
+    assert Schedule.parse(str(schedule)) == schedule
+
+
+def test_any_float64_time_survives_the_text() -> None:
+    random = np.random.default_rng(0)
+    for scale in (1.0, 1e-3, 1e-9):
+        times = tuple(sorted((random.random(6) * scale).tolist()))
+        schedule = Schedule((("E", 5),), times)
+        assert Schedule.parse(str(schedule)).times == times
+
+
+def test_kinds_and_uniform_grid() -> None:
+    schedule = Schedule.parse("H1P0R2P1")
+    assert schedule.kinds == ("H", "R", "R", "P")
+    np.testing.assert_array_equal(schedule.grid, [0, 0.25, 0.5, 0.75, 1])
+    assert schedule.steps == (("H", 0, 0.25), ("R", 0.25, 0.5), ("R", 0.5, 0.75), ("P", 0.75, 1))
+    assert schedule.reading == "reference"
+    assert Schedule.parse("AB2x2E1").kinds == ("AB2", "AB2", "E")
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 9, 25, 49])
+def test_uniform_grid_is_strictly_from_0_to_1(n: int) -> None:
+    grid = Schedule.parse(f"E{n}").grid
+    assert (grid[0], grid[-1]) == (0.0, 1.0)
+    assert all(t < s for t, s in pairwise(grid))
+
+
+def test_custom_grid_and_reading() -> None:
+    schedule = Schedule.parse("H1P2R1:single@0,0.1,0.3,0.75,1")
+    assert schedule.grid == (0, 0.1, 0.3, 0.75, 1)
+    assert schedule.reading == "single"
+    assert trace(Schedule.parse("E2@0.25,0.5,0.9"), "guided").span == (0.25, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("text", "predictor", "refiner"),
+    [
+        ("H1P5R3", 7, 6),
+        ("H8P9R5", 25, 10),
+        ("H1P0R2", 2, 4),
+        ("H8", 16, 0),
+        ("E25", 25, 0),
+        ("P4", 5, 0),
+        ("AB2x8", 8, 0),
+        ("AB4x16", 16, 0),
+        ("H1R1P2R1", 4, 4),
+        ("H1P5R3:consistent", 7, 6),
+        ("H1P5R3:single", 7, 3),
+    ],
+)
+def test_evaluation_counts(text: str, predictor: int, refiner: int) -> None:
+    schedule = Schedule.parse(text)
+    counts = schedule.evaluations()
+    assert (counts["predictor"], counts["refiner"]) == (predictor, refiner)
+    traced = trace(schedule, "unguided").evaluations()
+    assert traced["predictor", "unguided"] == predictor
+    assert traced["refiner", "unguided"] == refiner
+    assert traced.total() == predictor + refiner
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("R3", r"^R3: starts with R.*put H or P first", id="starts with R"),
+        pytest.param("H0R2", r"^H0R2: starts with R", id="starts with R after an empty group"),
+        pytest.param("H0P0R0", r"^H0P0R0: has no steps", id="zero steps"),
+        pytest.param("H2@0,1", r"has 2 steps and 2 times; expected 3 times", id="too few times"),
+        pytest.param("H2@0,0.2,0.5,1", r"2 steps and 4 times; expected 3", id="too many times"),
+        pytest.param("H2@0,0.5,0.5", r"times must increase within 0 to 1", id="times not increasing"),
+        pytest.param("H2@0,0.7,0.5", r"times must increase within 0 to 1", id="times decreasing"),
+        pytest.param("H1@-0.1,1", r"times must increase within 0 to 1", id="time below 0"),
+        pytest.param("H1@0,1.5", r"times must increase within 0 to 1", id="time above 1"),
+        pytest.param("H1@0,nan", r"times must increase within 0 to 1", id="time not a number"),
+        pytest.param("H1@0,inf", r"times must increase within 0 to 1", id="time infinite"),
+        pytest.param("H1@0,one", r"^'H1@0,one': a time is not a number", id="time in words"),
+        pytest.param("H1@0,,1", r"a time is not a number", id="time empty"),
+        pytest.param("H1R1:fast", r"unknown refiner reading 'fast'.*reference, consistent", id="reading"),
+        pytest.param("Heun8", r"^'Heun8' is no schedule; expected groups of E, H, P, R", id="garbage"),
+        pytest.param("", r"^'' is no schedule", id="empty"),
+        pytest.param("H", r"is no schedule", id="no count"),
+        pytest.param("H-1", r"is no schedule", id="negative count"),
+        pytest.param("H1.5", r"is no schedule", id="fractional count"),
+        pytest.param("h1p5r3", r"is no schedule", id="lower case"),
+        pytest.param("H1 P5", r"is no schedule", id="space"),
+        pytest.param("H1\n", r"is no schedule", id="newline"),
+        pytest.param("AB5x8", r"is no schedule.*AB2x, AB3x, AB4x", id="unknown order"),
+        pytest.param("AB28", r"is no schedule", id="multistep without x"),
+        pytest.param("Hx8", r"is no schedule", id="x after one letter"),
+        pytest.param("H1@", r"is no schedule", id="no times after @"),
+        pytest.param("H1:", r"is no schedule", id="no reading after :"),
+        pytest.param("H1@0,1:single", r"a time is not a number", id="reading after the times"),
+    ],
+)
+def test_rejects(text: str, message: str) -> None:
+    with pytest.raises(ScheduleError, match=message) as caught:
+        Schedule.parse(text)
+    assert isinstance(caught.value, FlowTurboError)
+
+
+def test_constructor_checks_as_the_text_does() -> None:
+    with pytest.raises(ScheduleError, match="starts with R"):
+        Schedule((("R", 1),))
+    with pytest.raises(ScheduleError, match="has no steps"):
+        Schedule(())
+    with pytest.raises(ScheduleError, match="unknown refiner reading"):
+        Schedule((("H", 1),), reading="other")
+
+
+def test_times_survive_json() -> None:
+    """A manifest holds the text inside JSON."""
+    schedule = Schedule((("E", 2),), (0.1, 1 / 3, 2 / 3))
+    assert Schedule.parse(json.loads(json.dumps(str(schedule)))) == schedule
