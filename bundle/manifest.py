@@ -121,7 +121,8 @@ class Manifest:
     def __post_init__(self) -> None:
         if not self.batches or any(batch < 1 for batch in self.batches):
             raise BundleError(f"manifest: batches are {list(self.batches)}, expected sizes of at least 1")
-        for item in (*self.graphs, *self.engines):
+        items: tuple[Graph | Engine, ...] = (*self.graphs, *self.engines)
+        for item in items:
             for file in (item.file, *item.data):
                 if file not in self.files:
                     raise BundleError(f"manifest: {item.network} needs {file}, which is not among the files")

@@ -51,7 +51,8 @@ class Bundle:
         if name not in self._hashed:
             if sha256(path) != self.manifest.files[name].sha256:
                 raise BundleError(
-                    f"{path}: its content is not what was built (sha256 differs); restore it or rebuild the bundle"
+                    f"{path}: its content is not what was built (sha256 differs); "
+                    "restore it or rebuild the bundle"
                 )
             self._hashed.add(name)
         return path
@@ -73,7 +74,8 @@ class Bundle:
             raise BundleError(f"{path}: is missing; restore it or rebuild the bundle")
         if path.stat().st_size != record.bytes:
             raise BundleError(
-                f"{path}: has {path.stat().st_size} bytes, expected {record.bytes}; copy the bundle again or rebuild it"
+                f"{path}: has {path.stat().st_size} bytes, expected {record.bytes}; "
+                "copy the bundle again or rebuild it"
             )
 
 

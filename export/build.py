@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
+import flowturbo_trt
 from flowturbo_trt.bundle.manifest import (
     FORMAT,
     FORMAT_VERSION,
@@ -153,7 +154,11 @@ def describe_model(sources: Sources, graphs: list[Graph]) -> Model:
 
 def environment() -> dict[str, str]:
     """Return the versions of what took part in the build."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    found = {
+        "flowturbo_trt": flowturbo_trt.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from flowturbo_trt.bundle.manifest import Manifest
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.runtime.backend import DEFAULT_BACKEND, Backend, BackendError, Trajectory, load_backend
+from flowturbo_trt.runtime.backend import DEFAULT_BACKEND, Backend, Trajectory, load_backend
 from flowturbo_trt.runtime.batching import split
 from flowturbo_trt.runtime.request import Request, RequestError, make_request
 from flowturbo_trt.sampling.program import Program, StepMark
@@ -44,6 +44,14 @@ class Step:
     def preview(self) -> NDArray[np.uint8]:
         """Decode where the trajectory would end if it went on straight: (n,H,W,3) uint8; costs a decode."""
         return self._preview()[: self.rows.stop - self.rows.start].copy()
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Latents (N,C,H,W) float32 and images (N,H,W,3) uint8, which are None when not asked for."""
+
+    latents: NDArray[np.float32]
+    images: NDArray[np.uint8] | None
 
 
 class Pipeline:
@@ -93,34 +101,33 @@ class Pipeline:
         noise (N,C,H,W) float32 instead of seeds. `on_step` is called after every step; an exception
         it raises cancels the call and leaves the pipeline usable. Raises RequestError, ScheduleError.
         """
-        if self.manifest.model.image is None:
-            raise RequestError(
-                "the bundle has no decoder; call latents() instead, or build it with --decoder"
-            )
         request = make_request(self.manifest.model, {"label": labels}, seeds, guidance, noise)
-        images = np.empty((len(request), *self.manifest.model.image, 3), dtype=np.uint8)
-        with self._lock:
-            for rows, trajectory in self._run(request, schedule, on_step):
-                images[rows] = trajectory.decode()[: rows.stop - rows.start]
+        images = self.generate(request, schedule, on_step=on_step).images
+        assert images is not None
         return images
 
-    def latents(
+    def generate(
         self,
-        labels: ArrayLike,
-        *,
-        seeds: Sequence[int] | None = None,
-        guidance: ArrayLike | None = None,
+        request: Request,
         schedule: str | Schedule | None = None,
-        noise: NDArray[np.float32] | None = None,
+        *,
+        decode: bool = True,
         on_step: Callable[[Step], None] | None = None,
-    ) -> NDArray[np.float32]:
-        """Generate latents (N,C,H,W) float32 without decoding them; arguments as for calling."""
-        request = make_request(self.manifest.model, {"label": labels}, seeds, guidance, noise)
-        latents = np.empty((len(request), *self.manifest.model.latent), dtype=np.float32)
+    ) -> Generated:
+        """Run a request (runtime.request.make_request); with `decode=False` the images are None."""
+        model = self.manifest.model
+        if decode and model.image is None:
+            raise RequestError("the bundle has no decoder; ask for latents, or build it with --decoder")
+        n = len(request)
+        latents = np.empty((n, *model.latent), dtype=np.float32)
+        images = np.empty((n, *model.image, 3), dtype=np.uint8) if decode and model.image else None
         with self._lock:
             for rows, trajectory in self._run(request, schedule, on_step):
-                latents[rows] = trajectory.latents[: rows.stop - rows.start]
-        return latents
+                used = rows.stop - rows.start
+                latents[rows] = trajectory.latents[:used]
+                if images is not None:
+                    images[rows] = trajectory.decode()[:used]
+        return Generated(latents, images)
 
     def _run(
         self, request: Request, schedule: str | Schedule | None, on_step: Callable[[Step], None] | None
@@ -131,11 +138,7 @@ class Pipeline:
         for batch in split(len(request), self.manifest.batches):
             rows = slice(start, min(start + batch, len(request)))
             trajectory = self._trajectory(program, batch)
-            request.fill(rows, trajectory.noise, trajectory.guidance)
-            for name, values in request.conditions.items():
-                count = rows.stop - rows.start
-                trajectory.conditions[name][:count] = values[rows]
-                trajectory.conditions[name][count:] = values[rows.start]
+            _fill(trajectory, request, rows)
             trajectory.run(on_step and _reporter(on_step, rows, trajectory, len(program.steps)))
             yield rows, trajectory
             start = rows.stop
@@ -175,6 +178,18 @@ class Pipeline:
         return trajectory
 
 
+def _fill(trajectory: Trajectory, request: Request, rows: slice) -> None:
+    """Copy some rows of a request into a trajectory's inputs; the rows past them are padding."""
+    used = rows.stop - rows.start
+    request.fill_noise(rows, trajectory.noise[:used])
+    trajectory.noise[used:] = 0
+    trajectory.guidance[:used] = request.guidance[rows]
+    trajectory.guidance[used:] = 1
+    for name, values in request.conditions.items():
+        trajectory.conditions[name][:used] = values[rows]
+        trajectory.conditions[name][used:] = values[rows.start]
+
+
 def _reporter(
     on_step: Callable[[Step], None], rows: slice, trajectory: Trajectory, count: int
 ) -> Callable[[StepMark, int], None]:
@@ -186,6 +201,3 @@ def _reporter(
         on_step(Step(rows, index, count, mark.kind, mark.t, mark.s, state, velocity, preview))
 
     return report
-
-
-__all__ = ["BackendError", "Pipeline", "Step"]

@@ -33,16 +33,12 @@ class Request:
         """Whether guidance is 1 everywhere, where the unguided variant computes the same."""
         return bool(np.all(self.guidance == 1))
 
-    def fill(self, rows: slice, noise: NDArray[np.float32], guidance: NDArray[np.float32]) -> None:
-        """Write the noise and guidance of some rows into a batch; rows past them are padding."""
-        count = rows.stop - rows.start
+    def fill_noise(self, rows: slice, out: NDArray[np.float32]) -> None:
+        """Write the noise of some rows into `out` (n,C,H,W)."""
         if self.noise is not None:
-            noise[:count] = self.noise[rows]
+            out[...] = self.noise[rows]
         else:
-            fill_noise(noise[:count], self.seeds[rows])
-        noise[count:] = 0
-        guidance[:count] = self.guidance[rows]
-        guidance[count:] = 1
+            fill_noise(out, self.seeds[rows])
 
 
 def make_request(
@@ -74,12 +70,13 @@ def _check_condition(condition: Condition, value: ArrayLike) -> NDArray[np.int64
     array = np.asarray(value)
     if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":
         raise RequestError(
-            f"{condition.name}s are {array.dtype} of shape {array.shape}, expected a list of one or more integers"
+            f"{condition.name}s are {array.dtype} of shape {array.shape}, expected one or more integers"
         )
     wrong = array[(array < condition.minimum) | (array > condition.maximum)]
     if len(wrong):
         raise RequestError(
-            f"{condition.name} {wrong[0]} is out of range; the model knows {condition.minimum} to {condition.maximum}"
+            f"{condition.name} {wrong[0]} is out of range; the model knows {condition.minimum} to "
+            f"{condition.maximum}"
         )
     return array.astype(np.int64)
 
@@ -97,9 +94,7 @@ def _check_seeds(seeds: Sequence[int], rows: int) -> tuple[int, ...]:
 def _check_guidance(guidance: ArrayLike | None, rows: int, default: float) -> NDArray[np.float32]:
     array: NDArray[Any] = np.asarray(default if guidance is None else guidance)
     if array.dtype.kind not in "iuf" or array.shape not in ((), (rows,)) or not np.isfinite(array).all():
-        raise RequestError(
-            f"guidance is {guidance!r}, expected a finite number, or one for each of {rows} images"
-        )
+        raise RequestError(f"guidance is {guidance!r}, expected a number, or one for each of {rows} images")
     return np.broadcast_to(array, (rows,)).astype(np.float32)
 
 

@@ -1,0 +1,63 @@
+"""`flowturbo_trt build`."""
+
+from pathlib import Path
+
+import click
+
+from flowturbo_trt.bundle.store import Bundle
+from flowturbo_trt.commands.common import Console, make_command
+from flowturbo_trt.commands.inspect import summary
+from flowturbo_trt.export.build import build
+from flowturbo_trt.export.options import BuildOptions
+from flowturbo_trt.models.catalogue import resolve
+
+
+@make_command(name="build", short_help="Compile checkpoints into a bundle of engines.")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--predictor", required=True, help="Checkpoint (.pt, .safetensors) or a public model's name.")
+@click.option("--refiner", help="Checkpoint of its velocity refiner, for schedules with R steps.")
+@click.option(
+    "--decoder", required=True, help="Autoencoder (diffusers directory or one file), or `none` for latents."
+)
+@click.option("--model", help="A published model's shape, e.g. SiT-XL/2.")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="JSON file with what checkpoints do not tell."
+)
+@click.option("--batch", "batches", type=int, multiple=True, default=BuildOptions.batches, show_default=True)
+@click.option("--backend", "backends", multiple=True, default=BuildOptions.backends, show_default=True)
+@click.option("--precision", "precisions", multiple=True, help="fp32, fp16 or bf16; or BACKEND=PRECISION.")
+@click.option("--variant", "variants", multiple=True, default=BuildOptions.variants, show_default=True)
+@click.option("--schedule", "schedules", multiple=True, help="Schedules to record; the first is the default.")
+@click.option(
+    "--target", "targets", multiple=True, help="GPU compute capability, e.g. 8.9. Default: portable."
+)
+@click.option("--download", is_flag=True, help="Fetch public models that are given by name.")
+def command(
+    console: Console,
+    out: Path,
+    predictor: str,
+    refiner: str | None,
+    decoder: str,
+    config: Path | None,
+    model: str | None,
+    download: bool,
+    **lists: tuple[object, ...],
+) -> None:
+    """Compile checkpoints into a bundle of engines at OUT.
+
+    \b
+    flowturbo_trt build --predictor sit.pt --refiner refiner.pt --decoder vae/ \\
+        --batch 1 --batch 8 --schedule H1P5R3 bundle
+    """
+    with console.progress() as progress:
+        options = BuildOptions(
+            predictor=resolve(predictor, download, progress),
+            refiner=resolve(refiner, download, progress) if refiner else None,
+            decoder=None if decoder == "none" else resolve(decoder, download, progress),
+            config=config,
+            model=model,
+            **lists,  # type: ignore[arg-type]  # click made them of the fields' types
+        )
+        bundle: Bundle = build(options, out, progress)
+    size = sum(record.bytes for record in bundle.manifest.files.values())
+    console.result({"command": "build", "bundle": str(out), "bytes": size}, summary(bundle))

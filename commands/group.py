@@ -1,0 +1,38 @@
+"""The command group: commands are imported when called, so that each starts with what it needs."""
+
+import importlib
+
+import click
+
+import flowturbo_trt
+
+COMMANDS = {
+    "build": "Compile checkpoints into a bundle of engines.",
+    "inspect": "Show what a bundle holds and check every file of it.",
+    "sample": "Generate images from a bundle.",
+    "train": "Train a velocity refiner for a predictor.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose command NAME is `flowturbo_trt.commands.NAME:command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"flowturbo_trt.commands.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # The texts are kept here because asking the commands would import them all.
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(flowturbo_trt.__version__)
+def cli() -> None:
+    """From flow-matching checkpoints to compiled engines and images."""
