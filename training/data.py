@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -59,8 +60,7 @@ class LatentCache:
 
 
 def step_generator(seed: int, step: int, stream: int) -> torch.Generator:
-    """Return a generator that depends on nothing but (seed, step, stream), so no state is saved.
-
-    Steps and streams must not overlap, hence disjoint bit fields below the seed.
-    """
-    return torch.Generator().manual_seed((seed << 40) + (step << 4) + stream)
+    """Return a generator that depends on nothing but (seed, step, stream), so no state is saved."""
+    # Hashed, as torch's CPU generator takes no more than the lower 32 bits of what it is given.
+    (hashed,) = np.random.SeedSequence((seed, step, stream)).generate_state(1)
+    return torch.Generator().manual_seed(int(hashed))

@@ -3,13 +3,16 @@
 import json
 import math
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,6 +26,7 @@ WEIGHTS = "refiner.safetensors"
 METRICS = "metrics.jsonl"
 # Changing these between runs continues the same training; changing any other would not.
 RESUMABLE = {"steps", "checkpoint_every"}
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class TrainingError(FlowTurboError):
@@ -68,19 +72,20 @@ def train_refiner(
 ) -> Path:
     """Train until `config.steps`, continuing what `folder` holds; return the EMA weights' file.
 
-    `on_step(step, loss)` is called after every step, from the first new one.
+    `on_step(step, loss)` is called after every step, from the first new one. An interrupt (Ctrl-C, or
+    KeyboardInterrupt from `on_step`) saves the steps taken before it goes on.
     """
     _check_data(predictor, cache, config)
     run = _Run(predictor, config)
     run.resume(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_writable(folder)
     while run.step < config.steps:
         try:
             loss = run.advance(cache)
+            on_step(run.step, loss)
         except KeyboardInterrupt:
             run.save(folder)
             raise
-        on_step(run.step, loss)
         if run.step % config.checkpoint_every == 0 or run.step == config.steps:
             run.save(folder)
     return folder / WEIGHTS
@@ -119,10 +124,11 @@ class _Run:
             raise TrainingError(f"the loss is {loss.item()} at step {self.step}; the last checkpoint is kept")
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
-        self.step += 1
-        self._update_average()
-        self.losses.append({"step": self.step, "loss": loss.item()})
+        with _interrupts_held():
+            self.optimizer.step()
+            self.step += 1
+            self._update_average()
+            self.losses.append({"step": self.step, "loss": loss.item()})
         return loss.item()
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
@@ -136,32 +142,56 @@ class _Run:
             self.average[name].lerp_(tensor, 1 - decay)
 
     def save(self, folder: Path) -> None:
-        """Write the whole state and the EMA weights, each file whole or not at all."""
+        """Write the EMA weights, the metrics and the whole state; one that fails keeps the state before."""
+        if self.step == 0:
+            return
+        try:
+            with _interrupts_held():
+                _replace(folder / WEIGHTS, lambda path: save_file(self.average, path))
+                with (folder / METRICS).open("a") as file:
+                    file.writelines(json.dumps(row) + "\n" for row in self.losses)
+                # Last: what it does not know of was not saved, and `resume` takes it back.
+                _replace(folder / CHECKPOINT, self._write_state)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"{folder}: step {self.step} cannot be saved ({error}); the last checkpoint is kept"
+            ) from error
+        self.losses.clear()
+
+    def _write_state(self, path: Path) -> None:
         state: dict[str, Tensor] = {f"weights/{k}": v for k, v in self.refiner.state_dict().items()}
         state |= {f"average/{k}": v for k, v in self.average.items()}
         for name, parameter in self._trained().items():
             moments = self.optimizer.state[parameter]
-            state |= {f"adam/{name}/{key}": moments[key] for key in ("step", "exp_avg", "exp_avg_sq")}
-        metadata = {"step": str(self.step), "config": json.dumps(asdict(self.config))}
-        _replace(folder / CHECKPOINT, lambda path: save_file(state, path, metadata))
-        _replace(folder / WEIGHTS, lambda path: save_file(self.average, path))
-        with (folder / METRICS).open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in self.losses)
-        self.losses.clear()
+            state |= {f"adam/{name}/{key}": moments[key] for key in MOMENTS}
+        save_file(state, path, {"step": str(self.step), "config": json.dumps(asdict(self.config))})
 
     def resume(self, folder: Path) -> None:
-        """Take up the state that `folder` holds, if any; refuse one of another configuration."""
+        """Take up the state that `folder` holds, if any; refuse one that is of another run or damaged."""
         path = folder / CHECKPOINT
-        if not path.is_file():
-            return
+        try:
+            if path.is_file():
+                self._read_state(path)
+            metrics = folder / METRICS
+            if metrics.is_file():
+                rows = metrics.read_text().splitlines(keepends=True)
+                _replace(metrics, lambda partial: partial.write_text("".join(rows[: self.step])))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise TrainingError(
+                f"{path}: cannot be resumed, truncated or of another model? ({reason}); "
+                "move it away to start anew"
+            ) from error
+
+    def _read_state(self, path: Path) -> None:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         self._check_same(json.loads(metadata["config"]), path)
-        self.refiner.load_state_dict(_under("weights/", state))
-        self.average = _under("average/", state)
+        self.refiner.load_state_dict({name: state[f"weights/{name}"] for name in self.average})
+        self.average = {name: state[f"average/{name}"] for name in self.average}
         for name, parameter in self._trained().items():
-            self.optimizer.state[parameter] = _under(f"adam/{name}/", state)
+            self.optimizer.state[parameter] = {key: state[f"adam/{name}/{key}"] for key in MOMENTS}
         self.step = int(metadata["step"])
 
     def _check_same(self, saved: dict[str, Any], path: Path) -> None:
@@ -173,14 +203,36 @@ class _Run:
                 )
 
 
-def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Put Ctrl-C off until the block has ended, so that it tears neither a step nor a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        # Python delivers signals to the main thread only.
+        yield
+        return
+    held: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if held:
+        signal.raise_signal(signal.SIGINT)
 
 
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(path.name + ".partial")
     write(partial)
     os.replace(partial, path)
+
+
+def _check_writable(folder: Path) -> None:
+    """Fail before the training, not at its first checkpoint."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / METRICS).open("a").close()
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be written ({error}); give another folder") from error
 
 
 def _check_data(predictor: SiT, cache: LatentCache, config: TrainingConfig) -> None:
@@ -188,9 +240,10 @@ def _check_data(predictor: SiT, cache: LatentCache, config: TrainingConfig) -> N
     expected = (shape.in_channels, shape.input_size, shape.input_size)
     if tuple(cache.mean.shape[1:]) != expected:
         raise DataError(f"latents are {tuple(cache.mean.shape[1:])}, the predictor reads {expected}")
-    if not 0 <= int(cache.label.min()) <= int(cache.label.max()) < shape.num_classes:
-        raise DataError(
-            f"labels go to {int(cache.label.max())}, the predictor has {shape.num_classes} classes"
-        )
     if len(cache) < config.batch:
         raise DataError(f"the cache holds {len(cache)} latents, fewer than one batch of {config.batch}")
+    if not 0 <= int(cache.label.min()) <= int(cache.label.max()) < shape.num_classes:
+        raise DataError(
+            f"labels go from {int(cache.label.min())} to {int(cache.label.max())}, the predictor has "
+            f"{shape.num_classes} classes"
+        )

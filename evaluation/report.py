@@ -1,0 +1,67 @@
+"""Results as files: figures with the machine and versions they were measured on."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import flowturbo_trt
+
+PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "torch", "diffusers", "tensorrt-rtx-cu13")
+
+
+@dataclass(frozen=True)
+class Check:
+    """A promise and what was measured; `interval` is the central 95 % where there is one."""
+
+    name: str
+    value: float
+    limit: str
+    met: bool
+    interval: tuple[float, float] | None = None
+
+    def __str__(self) -> str:
+        spread = f" [{self.interval[0]:.3g}, {self.interval[1]:.3g}]" if self.interval else ""
+        return f"{'✓' if self.met else '✗'} {self.name}: {self.value:.4g}{spread} ({self.limit})"
+
+
+def machine() -> dict[str, Any]:
+    """Describe the CPU, its cores and the operating system."""
+    info = Path("/proc/cpuinfo")
+    fields = dict(
+        tuple(part.strip() for part in line.split(":", 1))
+        for line in (info.read_text().splitlines() if info.exists() else [])
+        if ":" in line
+    )
+    return {
+        "cpu": fields.get("model name", platform.processor() or platform.machine()),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()}",
+        "gpu": None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this project, Python and the packages that take part."""
+    found = {"flowturbo_trt": flowturbo_trt.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_report(path: Path, figures: dict[str, Any], checks: list[Check]) -> None:
+    """Write figures and checks as JSON, with the machine and the versions."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {
+        "machine": machine(),
+        "versions": versions(),
+        **figures,
+        "checks": [asdict(check) for check in checks],
+    }
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
