@@ -9,7 +9,13 @@ import click
 
 from flowturbo_trt.commands.common import Console, make_command
 from flowturbo_trt.models.catalogue import resolve
-from flowturbo_trt.models.checkpoints import load_checkpoint, load_predictor, named_config, read_config
+from flowturbo_trt.models.checkpoints import (
+    file_sha256,
+    load_checkpoint,
+    load_predictor,
+    named_config,
+    read_config,
+)
 from flowturbo_trt.training.data import LatentCache
 from flowturbo_trt.training.train_refiner import TrainingConfig, train_refiner
 
@@ -70,8 +76,10 @@ def command(
         given |= read_config(config)
     last = 0.0
     with console.progress() as progress:
-        network = load_predictor(load_checkpoint(resolve(predictor, download, progress)), given)
+        checkpoint = load_checkpoint(resolve(predictor, download, progress))
+        network = load_predictor(checkpoint, given)
         cache = LatentCache.load(data)
+        sources = {"predictor": checkpoint.sha256, "data": file_sha256(data)}
 
         def on_step(step: int, loss: float) -> None:
             nonlocal last
@@ -79,7 +87,7 @@ def command(
             if step % 10 == 0 or step == training.steps:
                 progress(f"loss {loss:.4f}", step, training.steps)
 
-        weights = train_refiner(network, cache, training, out, on_step)
+        weights = train_refiner(network, cache, training, out, on_step, sources)
     console.result(
         {"command": "train", "weights": str(weights), "steps": training.steps, "loss": last},
         f"{training.steps} steps, last loss {last:.4f}: {weights}",

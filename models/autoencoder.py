@@ -110,6 +110,8 @@ def _build(config_file: Path) -> AutoencoderKL:
         raise CheckpointError(
             f"{config_file}: describes no autoencoder that can be built ({error})"
         ) from error
+    if getattr(autoencoder.config, "latents_mean", None) is not None:
+        raise CheckpointError(f"{config_file}: has latents_mean and latents_std, which are not supported yet")
     if not 0 < scale < math.inf:
         raise CheckpointError(f"{config_file}: scaling_factor is {scale}, expected a positive number")
     return autoencoder

@@ -8,11 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from flowturbo_trt.sampling.errors import FlowTurboError
+
 MAX_SEED = 2**64 - 1
 
 
+class SeedError(FlowTurboError):
+    """A seed that the noise is not defined for."""
+
+
 def standard_normal(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return standard normal values of the given shape for a seed in 0 … 2⁶⁴−1."""
+    """Return standard normal values of the given shape for a seed in 0 … 2⁶⁴−1, else raise SeedError."""
+    if not 0 <= seed <= MAX_SEED:
+        raise SeedError(f"seed {seed} is not from 0 to 2^64 - 1")
     count = int(np.prod(shape))
     # key= uses the seed as it is; Philox(seed) would hash it first, which no other language does.
     raw = np.random.Philox(key=seed).random_raw(2 * ((count + 1) // 2)).reshape(-1, 2) >> np.uint64(11)

@@ -3,6 +3,7 @@
 A program is data. It is validated once, when constructed; every backend may then run it unchecked.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -132,6 +133,8 @@ class _Validator:
         self.written = set(program.inputs.values())
 
     def check(self) -> None:
+        if NOISE not in self.program.inputs:
+            raise ProgramError(f"has no input {NOISE!r}, which every trajectory starts from")
         for name, register in self.program.inputs.items():
             self._type(register, STATE, f"input {name}")
         for index, instruction in enumerate(self.program.instructions):
@@ -144,6 +147,8 @@ class _Validator:
                 raise ProgramError(f"{where}: unknown instruction {type(instruction).__name__}")
             self._write(instruction.out, where)
         self._read(self.program.output, "output")
+        if unwritten := set(range(len(self.program.registers))) - self.written:
+            raise ProgramError(f"register {min(unwritten)} is never written")
         self._type(self.program.output, STATE, "output")
         self._steps()
 
@@ -161,8 +166,8 @@ class _Validator:
             self._type(i.velocity, velocity, where)
 
     def _combine(self, i: Combine, where: str) -> None:
-        if not i.terms:
-            raise ProgramError(f"{where}: combines nothing")
+        if not i.terms or not all(math.isfinite(coefficient) for coefficient, _ in i.terms):
+            raise ProgramError(f"{where}: combines nothing, or with a coefficient that is not finite")
         for register in i.reads:
             self._read(register, where)
         out = str(self._register(i.out, where))

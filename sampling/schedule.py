@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from flowturbo_trt.sampling.errors import FlowTurboError
-from flowturbo_trt.sampling.steps import REFINER, REFINER_READINGS, Passed, step_function
+from flowturbo_trt.sampling.steps import REFINER, REFINER_READINGS, STEPS, Passed, step_function
 
 _COUNT = r"(?:0|[1-9]\d*)"
 _GROUP = re.compile(rf"(AB[2-4])x({_COUNT})|([EHPR])({_COUNT})")
@@ -18,6 +18,8 @@ _GRAMMAR = (
     "groups of E, H, P, R with a count or AB2x, AB3x, AB4x with one, e.g. H1P5R3, H8, AB2x8; "
     "optionally :READING of R and @t0,t1,…,tN"
 )
+# A program lists every step; past this a schedule is a slip of the finger.
+MAX_STEPS = 10_000
 
 
 class ScheduleError(FlowTurboError):
@@ -42,6 +44,10 @@ class Schedule:
             raise ScheduleError(
                 f"{self}: unknown refiner reading {self.reading!r}; known are {', '.join(REFINER_READINGS)}"
             )
+        if unknown := {kind for kind, _ in self.groups} - {REFINER, *STEPS}:
+            raise ScheduleError(f"{self}: unknown step {min(unknown)!r}; known are {', '.join(STEPS)}, R")
+        if sum(count for _, count in self.groups) > MAX_STEPS:
+            raise ScheduleError(f"{self}: has more than {MAX_STEPS} steps")
         if not self.kinds:
             raise ScheduleError(f"{self}: has no steps; write at least one, e.g. H1")
         if self.kinds[0] == REFINER:

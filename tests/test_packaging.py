@@ -12,11 +12,13 @@ import pytest
 from hatchling.build import build_editable
 from packaging.requirements import Requirement
 
+import flowturbo_trt
+
 ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-SHIPPED = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
+CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SHIPPED = CONFIG["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
 NAME = "flowturbo_trt"
-DIST_INFO = f"{NAME}-{PROJECT['project']['version']}.dist-info"
+DIST_INFO = f"{NAME}-{flowturbo_trt.__version__}.dist-info"
 
 
 def build(out: Path, *options: str) -> Path:

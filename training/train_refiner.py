@@ -5,7 +5,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -69,14 +69,17 @@ def train_refiner(
     config: TrainingConfig,
     folder: Path,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    sources: Mapping[str, str] | None = None,
 ) -> Path:
     """Train until `config.steps`, continuing what `folder` holds; return the EMA weights' file.
+
+    `sources` names predictor and data, by hash, so that a run is not resumed with others.
 
     `on_step(step, loss)` is called after every step, from the first new one. An interrupt (Ctrl-C, or
     KeyboardInterrupt from `on_step`) saves the steps taken before it goes on.
     """
     _check_data(predictor, cache, config)
-    run = _Run(predictor, config)
+    run = _Run(predictor, config, sources or {})
     run.resume(folder)
     _check_writable(folder)
     while run.step < config.steps:
@@ -94,8 +97,9 @@ def train_refiner(
 class _Run:
     """Everything that moves during training, so that saving and resuming cannot forget a part."""
 
-    def __init__(self, predictor: SiT, config: TrainingConfig) -> None:
+    def __init__(self, predictor: SiT, config: TrainingConfig, sources: Mapping[str, str]) -> None:
         self.config = config
+        self.identity = {**asdict(config), **sources}
         self.predictor = predictor.eval().requires_grad_(False)
         self.step = 0
         self.losses: list[dict[str, float]] = []
@@ -164,7 +168,7 @@ class _Run:
         for name, parameter in self._trained().items():
             moments = self.optimizer.state[parameter]
             state |= {f"adam/{name}/{key}": moments[key] for key in MOMENTS}
-        save_file(state, path, {"step": str(self.step), "config": json.dumps(asdict(self.config))})
+        save_file(state, path, {"step": str(self.step), "config": json.dumps(self.identity)})
 
     def resume(self, folder: Path) -> None:
         """Take up the state that `folder` holds, if any; refuse one that is of another run or damaged."""
@@ -195,7 +199,7 @@ class _Run:
         self.step = int(metadata["step"])
 
     def _check_same(self, saved: dict[str, Any], path: Path) -> None:
-        for name, value in asdict(self.config).items():
+        for name, value in self.identity.items():
             if name not in RESUMABLE and saved.get(name) != value:
                 raise TrainingError(
                     f"{path}: was trained with {name}={saved.get(name)}, now {value}; "

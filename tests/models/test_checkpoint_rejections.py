@@ -1,7 +1,6 @@
 """Checkpoints that must not load: one test per cause, one error class, one line."""
 
 import argparse
-import json
 import os
 import pickle
 import random
@@ -34,12 +33,12 @@ HEADS = {"num_heads": 4}
 
 @pytest.fixture
 def weights(golden_predictor: SiT) -> Weights:
-    return dict(golden_predictor.state_dict())
+    return {name: tensor.clone() for name, tensor in golden_predictor.state_dict().items()}
 
 
 @pytest.fixture
 def refiner_weights(golden_refiner: SiT) -> Weights:
-    return dict(golden_refiner.state_dict())
+    return {name: tensor.clone() for name, tensor in golden_refiner.state_dict().items()}
 
 
 def checkpoint(weights: Mapping[str, Tensor]) -> Checkpoint:
@@ -124,6 +123,7 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, weights: Weights, where: 
     assert not made.exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_plain_pickle_does_not_run(tmp_path: Path) -> None:
     (tmp_path / "p.pt").write_bytes(pickle.dumps(Payload(tmp_path / "made")))
     assert_unreadable(tmp_path / "p.pt", "refused")
@@ -162,7 +162,7 @@ def test_values_that_are_not_finite(
 @pytest.mark.parametrize(
     "name", ["pos_embed", "x_embedder.proj.weight", "blocks.1.attn.qkv.bias", "t_embedder.mlp.0.weight"]
 )
-def test_missing_tensor(weights: Weights, refiner_weights: Weights, name: str) -> None:
+def test_missing_tensor(weights: Weights, name: str) -> None:
     del weights[name]
     with pytest.raises(CheckpointError, match=rf"{name}'? is missing"):
         load_predictor(checkpoint(weights), HEADS)
@@ -266,7 +266,7 @@ def test_refiner_without_learn_sigma_given_as_predictor() -> None:
     ],
 )
 def test_refiner_of_another_predictor(
-    refiner_weights: Weights, golden_predictor: SiT, change: dict[str, int], message: str
+    refiner_weights: Weights, golden_predictor: SiT, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         load_refiner(checkpoint(refiner_weights), replace(golden_predictor.config, **change))
@@ -293,12 +293,6 @@ def test_configuration_file_that_is_missing_or_binary(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read as a JSON configuration"):
         read_config(tmp_path / "c.json")
-
-
-def test_every_field_of_the_network_may_be_configured(tmp_path: Path, golden_predictor: SiT) -> None:
-    fields = vars(golden_predictor.config) | {"guided_channels": "all", "schedules": ["H8"]}
-    (tmp_path / "c.json").write_text(json.dumps(fields))
-    assert read_config(tmp_path / "c.json") == fields
 
 
 def test_unknown_model_name() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +32,7 @@ Weights = dict[str, Tensor]
 
 @pytest.fixture
 def weights(golden_predictor: SiT) -> Weights:
-    return dict(golden_predictor.state_dict())
+    return {name: tensor.clone() for name, tensor in golden_predictor.state_dict().items()}
 
 
 @pytest.fixture
@@ -113,9 +114,9 @@ def test_shape_of_a_refiner(golden_folder: Path, golden_config: dict[str, Any]) 
 def test_published_widths_need_no_configuration(width: int) -> None:
     """A refiner's embedding has twice the channels; heads follow from the published width."""
     config = SiTConfig(8, 4, 4, width, 1, PUBLISHED_HEADS[width], 10)
-    torch.manual_seed(0)
-    predictor = Checkpoint(Path("p"), SiT(config).state_dict(), "bare", "")
-    refiner = Checkpoint(Path("r"), SiT(config, refines=True).state_dict(), "bare", "")
+    with torch.device("meta"):
+        predictor = Checkpoint(Path("p"), SiT(config).state_dict(), "bare", "")
+        refiner = Checkpoint(Path("r"), SiT(config, refines=True).state_dict(), "bare", "")
     loaded = load_predictor(predictor, {})
     assert loaded.config == config
     assert load_refiner(refiner, loaded.config).config == config
@@ -168,6 +169,12 @@ def test_loading_computes_the_frequencies(golden_predictor: SiT) -> None:
 
 def test_golden_configuration_is_read(golden_folder: Path, golden_config: dict[str, Any]) -> None:
     assert read_config(golden_folder / "config.json") == golden_config
+
+
+def test_every_field_of_the_network_may_be_configured(tmp_path: Path, golden_predictor: SiT) -> None:
+    fields = asdict(golden_predictor.config) | {"guided_channels": "all", "schedules": ["H8"]}
+    (tmp_path / "c.json").write_text(json.dumps(fields))
+    assert read_config(tmp_path / "c.json") == fields
 
 
 def test_names_of_published_models() -> None:

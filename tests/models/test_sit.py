@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowturbo_trt.models.checkpoints import NAMED_MODELS
-from flowturbo_trt.models.sit import SiT, SiTConfig, positional_embedding
+from flowturbo_trt.models.sit import MLP, SiT, SiTConfig, positional_embedding
 
 Arrays = Mapping[str, NDArray[Any]]
 TOLERANCE = 1e-4
@@ -166,10 +166,12 @@ def test_initialisation_of_the_reference() -> None:
         "final_layer.linear.weight",
         "final_layer.adaLN_modulation.1.weight",
     ]
-    for weight in (network.y_embedder.embedding_table.weight, network.t_embedder.mlp[2].weight):
-        assert float(weight.std()) == pytest.approx(0.02, rel=0.2)
-    qkv = network.blocks[0].attn.qkv.weight
-    assert float(qkv.abs().max()) == pytest.approx((6 / (4 * 64)) ** 0.5, rel=0.02)
+    weights = network.state_dict()
+    for name in ("y_embedder.embedding_table.weight", "t_embedder.mlp.2.weight"):
+        assert float(weights[name].std()) == pytest.approx(0.02, rel=0.2)
+    assert float(weights["blocks.0.attn.qkv.weight"].abs().max()) == pytest.approx(
+        (6 / (4 * 64)) ** 0.5, rel=0.02
+    )
 
 
 def test_an_untrained_network_is_at_rest() -> None:
@@ -193,6 +195,19 @@ def test_variance_channels_are_dropped(learn_sigma: bool) -> None:
     for channel in range(3):
         for row, column in ((0, 0), (1, 0), (2, 3), (3, 1)):
             assert image[channel, row, column] == ((row % 2) * 2 + column % 2) * outputs + channel
+
+
+def test_mlp_uses_the_tanh_form_of_gelu() -> None:
+    """The two forms differ by less than the goldens can tell."""
+    mlp = MLP(1)
+    with torch.no_grad():
+        for parameter in mlp.parameters():
+            parameter.fill_(0)
+        mlp.fc1.weight[0] = 1
+        mlp.fc2.weight[0, 0] = 1
+    x = torch.linspace(-4, 4, 41, dtype=torch.float64)
+    expected = x / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    torch.testing.assert_close(mlp(x.float()[:, None])[:, 0].double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_patches_return_to_their_places() -> None:

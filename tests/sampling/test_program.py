@@ -46,7 +46,7 @@ STEPS = (FIRST_MARK, LAST_MARK)
 
 def changed(index: int, **changes: Any) -> dict[str, Any]:
     """Return the replacement of fields in one instruction."""
-    instructions = list(INSTRUCTIONS)
+    instructions: list[Any] = list(INSTRUCTIONS)
     instructions[index] = replace(instructions[index], **changes)
     return {"instructions": tuple(instructions)}
 

@@ -23,7 +23,8 @@ def velocity(x: Any, t: float) -> Any:
 
 def solution(t: float) -> Values:
     """Solve x' = velocity(x, t) with x(0) = START, at any t ≥ -1/2."""
-    return 1 / (1 + (1 / START - 1) * np.exp(-(t + t * t)))
+    x: Values = 1 / (1 + (1 / START - 1) * np.exp(-(t + t * t)))
+    return x
 
 
 class ExactField:
