@@ -1,0 +1,1 @@
+"""Calibration of precision, schedule and solver: nothing here yet."""

@@ -8,6 +8,7 @@ from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.commands.common import Console, make_command
 from flowturbo_trt.commands.inspect import summary
 from flowturbo_trt.export.build import build
+from flowturbo_trt.export.compile import COMPILERS
 from flowturbo_trt.export.options import BuildOptions
 from flowturbo_trt.models.catalogue import resolve
 
@@ -23,10 +24,32 @@ from flowturbo_trt.models.catalogue import resolve
 @click.option(
     "--config", type=click.Path(path_type=Path), help="JSON file with what checkpoints do not tell."
 )
-@click.option("--batch", "batches", type=int, multiple=True, default=BuildOptions.batches, show_default=True)
-@click.option("--backend", "backends", multiple=True, default=BuildOptions.backends, show_default=True)
+@click.option(
+    "--batch",
+    "batches",
+    type=int,
+    multiple=True,
+    default=BuildOptions.batches,
+    show_default=True,
+    help="Batch size to build for; several are possible, as for the options below.",
+)
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    default=BuildOptions.backends,
+    show_default=True,
+    help=f"What to compile for: {', '.join(COMPILERS)}.",
+)
 @click.option("--precision", "precisions", multiple=True, help="fp32, fp16 or bf16; or BACKEND=PRECISION.")
-@click.option("--variant", "variants", multiple=True, default=BuildOptions.variants, show_default=True)
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    default=BuildOptions.variants,
+    show_default=True,
+    help="guided, or unguided: half the work where guidance is 1.",
+)
 @click.option("--schedule", "schedules", multiple=True, help="Schedules to record; the first is the default.")
 @click.option(
     "--target", "targets", multiple=True, help="GPU compute capability, e.g. 8.9. Default: portable."

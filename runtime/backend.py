@@ -79,7 +79,9 @@ class Backend(Protocol):
 def load_backend(name: str, bundle: Bundle, device: str, threads: int) -> Backend:
     """Return the named backend for a bundle; raises BackendError."""
     if name not in BACKENDS:
-        raise BackendError(f"backend {name!r} cannot run bundles here; known are {', '.join(BACKENDS)}")
+        built = any(engine.backend == name for engine in bundle.manifest.engines)
+        why = "its engines are in the bundle, but this version cannot run them" if built else "is not known"
+        raise BackendError(f"backend {name!r}: {why}; use {' or '.join(BACKENDS)}")
     module, cls = BACKENDS[name].split(":")
     backend: Backend = getattr(importlib.import_module(module), cls)(bundle, device, threads)
     return backend

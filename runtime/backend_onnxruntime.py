@@ -1,7 +1,8 @@
 """Engines on ONNX Runtime: on the CPU, or through its CUDA provider on a GPU."""
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import onnxruntime
@@ -56,13 +57,17 @@ class OnnxRuntimeEngine:
         # The sessions take turns: one that has finished must not keep a core busy waiting for its next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+            with _silenced():
+                self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # its exceptions share no base class of their own
             raise BackendError(_explain(engine, providers, str(error))) from error
         wanted = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
         # ONNX Runtime falls back to the CPU with no more than a log line.
         if wanted not in self._session.get_providers():
-            raise BackendError(f"ONNX Runtime could not start its {wanted}: check the driver, CUDA and cuDNN")
+            raise BackendError(
+                f"ONNX Runtime could not start its {wanted}: it needs an NVIDIA GPU, and driver, CUDA and "
+                "cuDNN of the versions it was made for; install them, or use --device cpu"
+            )
 
     def bind(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
@@ -80,6 +85,16 @@ class OnnxRuntimeEngine:
             session.run_with_iobinding(binding)
 
         return call
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep ONNX Runtime from printing what is then raised as an error."""
+    onnxruntime.set_default_logger_severity(4)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(2)
 
 
 def _providers(device: str) -> list[Any]:
