@@ -40,8 +40,8 @@ def _rows(result: dict[str, Any]) -> list[str]:
         baselines = [by_name[name]["ms_per_image"][batch] for name in ("H8", "H25")]
         ratios = " | ".join(f"{baseline / ms[batch]:.2f}×" for baseline in baselines)
         lines.append(
-            f"| {name} | {evaluations} | {ms['1']:.1f} | {ms[batch]:.1f} | {ratios} | {row['recognised']:.1%} "
-            f"| {row['frechet_distance']:.2f} | {row['endpoint_error']:.2f} |"
+            f"| {name} | {evaluations} | {ms['1']:.1f} | {ms[batch]:.1f} | {ratios} "
+            f"| {row['recognised']:.1%} | {row['frechet_distance']:.2f} | {row['endpoint_error']:.2f} |"
         )
     return lines
 
@@ -59,7 +59,8 @@ def _checks(result: dict[str, Any]) -> list[str]:
 def _configuration(result: dict[str, Any]) -> str:
     machine, versions = result["machine"], result["versions"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    gpu = machine["gpu"] or "no GPU"
     return (
-        f"{machine['cores']} cores of {machine['cpu']}, no GPU; {result['backend']} {result['precision']}, "
+        f"{machine['cores']} cores of {machine['cpu']}, {gpu}; {result['backend']} {result['precision']}, "
         f"guidance {result['guidance']}, {result['samples']} samples; {packages}. Written by `make proof`."
     )

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class Check:
 
 
 def machine() -> dict[str, Any]:
-    """Describe the CPU, its cores and the operating system."""
+    """Describe the CPU, its cores, the operating system and the GPU."""
     info = Path("/proc/cpuinfo")
     fields = dict(
         tuple(part.strip() for part in line.split(":", 1))
@@ -40,8 +41,18 @@ def machine() -> dict[str, Any]:
         "cpu": fields.get("model name", platform.processor() or platform.machine()),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.release()}",
-        "gpu": None,
+        "gpu": gpu(),
     }
+
+
+def gpu() -> str | None:
+    """Return name and driver of the first NVIDIA GPU, or None without one."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.splitlines()[0] if found.strip() else None
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ from flowturbo_trt.bundle.manifest import Model
 from flowturbo_trt.runtime.backend import BackendError, OnStep
 from flowturbo_trt.sampling.liveness import allocate
 from flowturbo_trt.sampling.program import NOISE, Combine, Evaluate, Program, Register, StepMark
+from flowturbo_trt.sampling.reference import operand
 
 Array = NDArray[np.float32]
 OUTPUTS = {"predictor": "velocity", "refiner": "offset"}
@@ -144,12 +145,7 @@ class HostTrajectory:
         is_state = types[instruction.out].kind == "state"
         scratch = self._buffers.scratch[str(types[instruction.out])]
         (coefficient, first), *rest = instruction.terms
-        np.multiply(_part(registers[first], is_state), coefficient, out=out)
+        np.multiply(operand(registers[first], is_state), coefficient, out=out)
         for coefficient, register in rest:
-            np.multiply(_part(registers[register], is_state), coefficient, out=scratch)
+            np.multiply(operand(registers[register], is_state), coefficient, out=scratch)
             np.add(out, scratch, out=out)
-
-
-def _part(value: Array, is_state: bool) -> Array:
-    """Select the conditional half of a velocity (B,G,C,H,W) that enters a state (B,C,H,W)."""
-    return value[:, 0] if is_state and value.ndim == 5 else value

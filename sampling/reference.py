@@ -48,13 +48,13 @@ def _evaluate(instruction: Evaluate, field: Field, values: dict[int, Array]) -> 
 
 
 def _combine(terms: tuple[tuple[float, int], ...], values: dict[int, Array], is_state: bool) -> Array:
-    scaled = [coefficient * _part(values[register], is_state) for coefficient, register in terms]
+    scaled = [coefficient * operand(values[register], is_state) for coefficient, register in terms]
     total = scaled[0]
     for term in scaled[1:]:
         total = total + term
     return total
 
 
-def _part(value: Array, is_state: bool) -> Array:
-    """Select the conditional half of a velocity (B,G,C,H,W) that enters a state (B,C,H,W)."""
+def operand(value: Array, is_state: bool) -> Array:
+    """Return what a register adds to a combination: to a state, a velocity adds its conditional half."""
     return value[:, 0] if is_state and value.ndim == 5 else value
