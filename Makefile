@@ -27,7 +27,7 @@ lint: setup  ## check style, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	@rm -rf $(TYPES) && mkdir -p $(TYPES)
-	@$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"])' \
+	@$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"], "benchmarks", "examples")' \
 		| xargs -n 1 sh -c 'ln -s ../../../$$1 $(TYPES)/$$1' link
 	@ln -s ../../../flowturbo_trt.py $(TYPES)/__init__.py
 	cd build/types && ../../$(PY) -m mypy --config-file ../../pyproject.toml --package flowturbo_trt

@@ -17,7 +17,7 @@ class FileError(FlowTurboError):
     """A file that cannot be read or written."""
 
 
-class IntegerList(click.ParamType):
+class IntegerList(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
     """Integers as `1,2,5-9`, or a .npy file of them."""
 
     name = "1,2,5-9|FILE.npy"

@@ -12,6 +12,8 @@ COMMANDS = {
     "sample": "Generate images from a bundle.",
     "train": "Train a velocity refiner for a predictor.",
 }
+# The extra that a command's imports come with; the others run with the base install.
+EXTRAS = {"build": "export", "train": "train"}
 
 
 class LazyGroup(click.Group):
@@ -23,7 +25,17 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"flowturbo_trt.commands.{name}").command
+        try:
+            module = importlib.import_module(f"flowturbo_trt.commands.{name}")
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get(name)
+            if extra is None or str(error.name).startswith("flowturbo_trt"):
+                raise
+            raise click.ClickException(
+                f"`{name}` needs {error.name}, which the base install leaves out; "
+                f"pip install 'flowturbo_trt[{extra}]'"
+            ) from error
+        command: click.Command = module.command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

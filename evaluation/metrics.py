@@ -18,7 +18,8 @@ def relative_l2(found: Array, expected: Array) -> float:
 def row_errors(found: Array, expected: Array) -> NDArray[np.float64]:
     """Return ‖found − expected‖ per row (N) of arrays (N, …)."""
     difference = found.astype(np.float64) - expected
-    return np.linalg.norm(difference.reshape(len(difference), -1), axis=1)
+    errors: NDArray[np.float64] = np.linalg.norm(difference.reshape(len(difference), -1), axis=1)
+    return errors
 
 
 def frechet_distance(a: Array, b: Array) -> float:

@@ -32,11 +32,8 @@ class Check:
 def machine() -> dict[str, Any]:
     """Describe the CPU, its cores, the operating system and the GPU."""
     info = Path("/proc/cpuinfo")
-    fields = dict(
-        tuple(part.strip() for part in line.split(":", 1))
-        for line in (info.read_text().splitlines() if info.exists() else [])
-        if ":" in line
-    )
+    lines = info.read_text().splitlines() if info.exists() else []
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     return {
         "cpu": fields.get("model name", platform.processor() or platform.machine()),
         "cores": os.cpu_count(),

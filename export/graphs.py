@@ -105,10 +105,10 @@ def _check_against_torch(item: Exportable, sample: dict[str, torch.Tensor], file
     (found,) = session.run(None, {name: value.numpy() for name, value in sample.items()})
     difference = np.asarray(found, dtype=np.float32) - expected
     if item.output.dtype == "uint8":
-        error, limit = float(np.abs(difference).max()), MAX_LEVEL_ERROR
+        error, limit = float(np.abs(difference).max()), float(MAX_LEVEL_ERROR)
     else:
         # An untrained refiner's output is zero, and so must the difference be.
-        error, limit = float(np.linalg.norm(difference)), MAX_RELATIVE_ERROR * np.linalg.norm(expected)
+        error, limit = float(np.linalg.norm(difference)), MAX_RELATIVE_ERROR * float(np.linalg.norm(expected))
     # Written so that NaN fails.
     if not error <= limit:
         raise ExportError(f"{item.file}: differs from torch by {error:.3g}, at most {limit:.3g} is allowed")

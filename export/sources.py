@@ -46,6 +46,11 @@ def load_sources(options: BuildOptions) -> Sources:
         checkpoint = load_checkpoint(options.refiner)
         refiner = load_refiner(checkpoint, predictor.config)
         provenance["refiner"] = checkpoint.provenance()
+        if given.get("refiner_depth", refiner.config.depth) != refiner.config.depth:
+            raise ConfigError(
+                f"{options.refiner}: its depth is {refiner.config.depth}, the configuration's refiner_depth "
+                f"is {given['refiner_depth']}"
+            )
     if options.decoder:
         decoder, checkpoint = load_decoder(options.decoder)
         provenance["decoder"] = checkpoint.provenance()

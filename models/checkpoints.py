@@ -33,7 +33,7 @@ NAMED_MODELS = {
 }
 # The sets of weights a file may hold beside other things, the preferred first.
 SETS = ("ema", "model", "state_dict")
-# What a configuration file may say beside the network's shape; `guidance_settings` reads these.
+# What a configuration file may say beside the predictor's shape, about its use (export/sources.py).
 EXTRA_FIELDS = {"guided_channels", "cfg_scale", "refiner_depth", "schedules"}
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flowturbo_trt.models.sit import SiT
 
 Arrays = Mapping[str, NDArray[Any]]
+pytest_plugins = ("flowturbo_trt.tests.bundles",)
 
 
 @pytest.fixture(scope="session")
