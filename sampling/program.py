@@ -178,6 +178,7 @@ class _Validator:
     def _steps(self) -> None:
         program = self.program
         start, time = 0, None
+        known = set(program.inputs.values())
         if not program.steps or program.steps[-1].end != len(program.instructions):
             raise ProgramError("the steps do not cover the instructions")
         for index, mark in enumerate(program.steps):
@@ -189,7 +190,7 @@ class _Validator:
                     raise ProgramError(
                         f"{where}: evaluates at {instruction.time}, outside {mark.t} to {mark.s}"
                     )
-            known = set(program.inputs.values()) | {i.out for i in program.instructions[: mark.end]}
+            known.update(i.out for i in program.instructions[start : mark.end])
             if not {mark.state, mark.velocity} <= known:
                 raise ProgramError(f"{where}: passes on a register that is not written yet")
             self._type(mark.state, STATE, where)
