@@ -128,6 +128,14 @@ class Manifest:
                     raise BundleError(f"manifest: {item.network} needs {file}, which is not among the files")
         if self.default_schedule not in self.programs:
             raise BundleError(f"manifest: no program for the default schedule {self.default_schedule!r}")
+        variants = self.programs[self.default_schedule].keys()
+        for schedule, programs in self.programs.items():
+            found = {v for program in programs.values() for _, v in program.evaluations()}
+            if not programs or not programs.keys() == found == variants:
+                raise BundleError(
+                    f"manifest: {schedule} has programs for {sorted(programs)}, evaluating {sorted(found)}; "
+                    f"expected one for each variant of the default schedule's, {sorted(variants)}"
+                )
 
     def engine(self, network: str, variant: str | None, backend: str) -> Engine:
         """Return the engine of a network variant for a backend."""
@@ -160,7 +168,7 @@ def from_json(text: str) -> Manifest:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise BundleError("manifest: not that of a flowturbo_trt bundle")
     version = data.get("version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
         raise BundleError(
             f"manifest: format version {version}, this reader knows up to {FORMAT_VERSION}; "
             "upgrade flowturbo_trt or rebuild the bundle"

@@ -34,6 +34,8 @@ class Bundle:
             raise BundleError(
                 f"{path}: no bundle here ({MANIFEST} not found); make one with `flowturbo_trt build`"
             )
+        if manifest_file.is_symlink():
+            raise BundleError(f"{manifest_file}: is a link; bundles hold plain files")
         try:
             manifest = from_json(manifest_file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
@@ -130,7 +132,8 @@ def _exchange(draft: Path, out: Path) -> None:
     os.rename(out, old / out.name)
     try:
         os.rename(draft, out)
-    except OSError:
+    # An interrupt too must not lose the older bundle.
+    except BaseException:
         os.rename(old / out.name, out)
         raise
     finally:

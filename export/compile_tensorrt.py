@@ -88,7 +88,8 @@ def _network_flags(trt: ModuleType) -> int:
 def _parse(trt: ModuleType, network: Any, source: Path, log: Any, what: str) -> None:
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(source)):
-        errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        found = [parser.get_error(i) for i in range(parser.num_errors)]
+        errors = [f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in found]
         raise CompileError(
             f"{what}: the parser refused the graph: {' '.join((errors or [log.last()])[0].split())}"
         )

@@ -38,6 +38,10 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
             raise BuildError(f"batch sizes are {list(self.batches)}, expected different ones of at least 1")
+        for name in ("backends", "variants"):
+            given = getattr(self, name)
+            if not given or len(set(given)) < len(given):
+                raise BuildError(f"{name} are {list(given)}, expected at least one, each once")
         for backend in self.backends:
             if backend not in COMPILERS:
                 raise CompileError(f"unknown backend {backend!r}; known are {', '.join(COMPILERS)}")
@@ -47,6 +51,10 @@ class BuildOptions:
                 raise BuildError(f"unknown variant {variant!r}; known are {', '.join(VARIANTS)}")
         for text in self.schedules:
             Schedule.parse(text)
+        if self.targets and "tensorrt-rtx" not in self.backends:
+            raise BuildError(
+                f"target {self.targets[0]} is for GPU engines; add --backend tensorrt-rtx or leave it out"
+            )
 
     def precision_of(self, backend: str) -> str:
         """Return a backend's precision: its own, else the one given for all, else its default."""

@@ -1,5 +1,6 @@
 """The checkpoints a bundle is built from, loaded and held against each other."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +61,7 @@ def load_sources(options: BuildOptions) -> Sources:
                 f"{predictor.config.in_channels}; give the decoder of this model"
             )
     channels = _guided_channels(given, predictor.config.in_channels)
-    guidance = float(given.get("cfg_scale", DEFAULT_GUIDANCE))
-    schedules = tuple(given.get("schedules", ()))
+    guidance, schedules = _default_guidance(given), _schedules(given)
     return Sources(predictor, refiner, decoder, channels, guidance, schedules, provenance)
 
 
@@ -69,6 +69,20 @@ def _guided_channels(given: dict[str, Any], latent_channels: int) -> int:
     channels = given.get("guided_channels", min(REFERENCE_GUIDED_CHANNELS, latent_channels))
     if channels == "all":
         return latent_channels
-    if not isinstance(channels, int) or not 1 <= channels <= latent_channels:
+    if type(channels) is not int or not 1 <= channels <= latent_channels:
         raise ConfigError(f"guided_channels is {channels!r}, expected 'all' or 1 to {latent_channels}")
     return channels
+
+
+def _default_guidance(given: dict[str, Any]) -> float:
+    scale = given.get("cfg_scale", DEFAULT_GUIDANCE)
+    if type(scale) not in (int, float) or not math.isfinite(scale):
+        raise ConfigError(f"cfg_scale is {scale!r}, expected a number")
+    return float(scale)
+
+
+def _schedules(given: dict[str, Any]) -> tuple[str, ...]:
+    schedules = given.get("schedules", [])
+    if not isinstance(schedules, list) or not all(isinstance(text, str) for text in schedules):
+        raise ConfigError(f"schedules are {schedules!r}, expected a list of texts like 'H1P5R3'")
+    return tuple(schedules)

@@ -10,8 +10,13 @@ def split(rows: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
     A run costs about its rows plus a constant; the constant is taken as one row, so that padding one
     batch beats many small ones, and small ones beat mostly empty batches.
     """
-    best: list[tuple[int, tuple[int, ...]]] = [(0, ())]
+    costs, last = [0], [0]
     for n in range(1, rows + 1):
-        options = ((best[max(0, n - size)], size) for size in sizes)
-        best.append(min((cost + size + 1, (*parts, size)) for (cost, parts), size in options))
-    return tuple(sorted(best[rows][1], reverse=True))
+        cost, size = min((costs[max(0, n - size)] + size + 1, size) for size in sizes)
+        costs.append(cost)
+        last.append(size)
+    parts = []
+    while rows > 0:
+        parts.append(last[rows])
+        rows -= last[rows]
+    return tuple(sorted(parts, reverse=True))

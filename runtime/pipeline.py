@@ -4,6 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +159,7 @@ class Pipeline:
         if text in self.manifest.programs:
             program = self.manifest.programs[text][variant]
         else:
-            program = trace(Schedule.parse(text), variant)
+            program = _traced(text, variant)
         if program.span != (0, 1):
             raise ScheduleError(
                 f"{text}: runs from {program.span[0]} to {program.span[1]}; generation needs 0 to 1"
@@ -176,6 +177,11 @@ class Pipeline:
         trajectory = self._trajectories[key]
         trajectory.set_program(program)
         return trajectory
+
+
+@lru_cache(maxsize=64)
+def _traced(text: str, variant: str) -> Program:
+    return trace(Schedule.parse(text), variant)
 
 
 def _fill(trajectory: Trajectory, request: Request, rows: slice) -> None:

@@ -67,7 +67,7 @@ def make_request(
 
 
 def _check_condition(condition: Condition, value: ArrayLike) -> NDArray[np.int64]:
-    array = np.asarray(value)
+    array = _as_array(f"{condition.name}s", value)
     if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":
         raise RequestError(
             f"{condition.name}s are {array.dtype} of shape {array.shape}, expected one or more integers"
@@ -82,7 +82,7 @@ def _check_condition(condition: Condition, value: ArrayLike) -> NDArray[np.int64
 
 
 def _check_seeds(seeds: Sequence[int], rows: int) -> tuple[int, ...]:
-    values = list(np.asarray(seeds).ravel().tolist()) if isinstance(seeds, np.ndarray) else list(seeds)
+    values = np.asarray(seeds, dtype=object).ravel().tolist()
     for seed in values:
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
             raise RequestError(f"seed {seed!r} is not an integer from 0 to 2^64 - 1")
@@ -92,16 +92,32 @@ def _check_seeds(seeds: Sequence[int], rows: int) -> tuple[int, ...]:
 
 
 def _check_guidance(guidance: ArrayLike | None, rows: int, default: float) -> NDArray[np.float32]:
-    array: NDArray[Any] = np.asarray(default if guidance is None else guidance)
-    if array.dtype.kind not in "iuf" or array.shape not in ((), (rows,)) or not np.isfinite(array).all():
+    array = _as_array("guidance", default if guidance is None else guidance)
+    scale = _as_float32(array) if array.dtype.kind in "iuf" and array.shape in ((), (rows,)) else None
+    if scale is None:
         raise RequestError(f"guidance is {guidance!r}, expected a number, or one for each of {rows} images")
-    return np.broadcast_to(array, (rows,)).astype(np.float32)
+    return np.broadcast_to(scale, (rows,)).copy()
 
 
 def _check_noise(noise: NDArray[np.float32], expected: tuple[int, ...]) -> NDArray[np.float32]:
-    array = np.asarray(noise)
-    if array.dtype.kind != "f" or array.shape != expected or not np.isfinite(array).all():
+    array = _as_array("noise", noise)
+    checked = _as_float32(array) if array.dtype.kind == "f" and array.shape == expected else None
+    if checked is None:
         raise RequestError(
             f"noise is {array.dtype} of shape {array.shape}, expected finite floats of shape {expected}"
         )
-    return array.astype(np.float32)
+    return checked
+
+
+def _as_array(name: str, value: ArrayLike) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise RequestError(f"{name}: no array of numbers ({error})") from error
+
+
+def _as_float32(array: NDArray[Any]) -> NDArray[np.float32] | None:
+    """Return a copy as float32, or None where a value is not finite in it."""
+    with np.errstate(over="ignore"):
+        copy = array.astype(np.float32)
+    return copy if np.isfinite(copy).all() else None

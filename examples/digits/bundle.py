@@ -1,0 +1,33 @@
+"""The digits model as a bundle: what the demo shows and the proof measures."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flowturbo_trt.bundle.store import Bundle
+from flowturbo_trt.export.build import build
+from flowturbo_trt.export.options import BuildOptions
+
+from .loop import WEIGHTS
+
+BATCHES = (1, 10)
+GUIDANCE = 1.5
+
+
+def build_digits(
+    out: Path,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    *,
+    backends: tuple[str, ...] = ("onnxruntime",),
+    refiner: Path = WEIGHTS / "refiner.safetensors",
+) -> Bundle:
+    """Build the bundle of the committed weights; `refiner` may be another one."""
+    options = BuildOptions(
+        predictor=WEIGHTS / "predictor.safetensors",
+        refiner=refiner,
+        decoder=WEIGHTS / "autoencoder",
+        config=WEIGHTS / "config.json",
+        batches=BATCHES,
+        backends=backends,
+        schedules=("H1P5R3", "H8", "H25"),
+    )
+    return build(options, out, progress)

@@ -1,0 +1,181 @@
+"""Exported graphs: interface, symbolic batch, numbers against torch, and what does not go out."""
+
+import copy
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from flowturbo_trt.bundle.manifest import Tensor as Described
+from flowturbo_trt.bundle.store import Bundle
+from flowturbo_trt.evaluation.metrics import relative_l2
+from flowturbo_trt.export import onnx_graph
+from flowturbo_trt.export.graphs import Exportable, export_one, exportables
+from flowturbo_trt.export.onnx_graph import ExportError, export_graph, load_graph, save_graph
+from flowturbo_trt.export.onnx_rewrites import RewriteError
+from flowturbo_trt.export.options import BuildOptions
+from flowturbo_trt.export.sources import load_sources
+
+Arrays = Mapping[str, NDArray[Any]]
+Call = Callable[[Path, Arrays], NDArray[Any]]
+ROOT = Path(__file__).parents[2]
+DTYPES = {"float32": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64, "uint8": onnx.TensorProto.UINT8}
+INTERFACES = {
+    "predictor.guided": "state time label guidance -> velocity",
+    "predictor.unguided": "state time label -> velocity",
+    "refiner.guided": "state time label guidance velocity -> offset",
+    "refiner.unguided": "state time label velocity -> offset",
+    "decoder": "state -> image",
+}
+SHAPES: dict[str, list[int | str]] = {
+    "state": ["batch", 4, 8, 8],
+    "time": ["batch"],
+    "label": ["batch"],
+    "guidance": ["batch"],
+    "image": ["batch", 16, 16, 3],
+}
+
+
+class Shift(nn.Module):
+    """A network small enough to export in a moment."""
+
+    def __init__(self, batch: int | None = None) -> None:
+        super().__init__()
+        self.amount = nn.Parameter(torch.arange(4.0), requires_grad=False)
+        self.batch = batch
+
+    def forward(self, state: Tensor) -> Tensor:
+        if self.batch is not None:
+            # What `chunk` does to a traced batch.
+            state = state.reshape(self.batch, 4)
+        return 2 * state + self.amount
+
+
+def describe(value: onnx.ValueInfoProto) -> tuple[str, int, list[int | str]]:
+    tensor = value.type.tensor_type
+    return value.name, tensor.elem_type, [axis.dim_param or axis.dim_value for axis in tensor.shape.dim]
+
+
+def test_standard(graph: Path) -> None:
+    onnx.checker.check_model(graph, full_check=True)
+
+
+def test_interface(graph: Path) -> None:
+    """Names, types and shapes are those of bundle/FORMAT.md, axis 0 the only symbolic one."""
+    model = onnx.load(graph)
+    inputs, outputs = INTERFACES[graph.stem].split(" -> ")
+    assert [value.name for value in model.graph.input] == inputs.split()
+    assert [value.name for value in model.graph.output] == [outputs]
+    latent = ["batch", 2 if graph.stem.endswith(".guided") else 1, 4, 8, 8]
+    for value in (*model.graph.input, *model.graph.output):
+        name, dtype, shape = describe(value)
+        assert dtype == DTYPES[{"label": "int64", "image": "uint8"}.get(name, "float32")]
+        assert shape == SHAPES.get(name, latent)
+
+
+def test_manifest_describes_the_file(graph: Path, golden_bundle: Path) -> None:
+    described = next(g for g in Bundle.open(golden_bundle).manifest.graphs if g.file == f"onnx/{graph.name}")
+    model = onnx.load(graph)
+    found = [describe(value) for value in (*model.graph.input, *model.graph.output)]
+    tensors: tuple[Described, ...] = (*described.inputs, *described.outputs)
+    assert found == [(t.name, DTYPES[t.dtype], list(t.shape)) for t in tensors]
+
+
+def test_numbers_of_torch(graph: Path, arrays: Arrays, golden_options: BuildOptions, call: Call) -> None:
+    """A batch of five, which was neither traced nor built for."""
+    sources = load_sources(golden_options)
+    item = next(i for i in exportables(sources, ("guided", "unguided")) if i.file == graph.name)
+    with torch.no_grad():
+        expected = item.module(**{t.name: torch.from_numpy(arrays[t.name]) for t in item.inputs}).numpy()
+    found = call(graph, arrays)
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    if item.network == "decoder":
+        assert len(np.unique(expected)) > 100
+        assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+    else:
+        assert relative_l2(found, expected) <= 1e-5
+
+
+def test_nothing_of_the_machine_goes_out(graph: Path) -> None:
+    """The exporter would write stack traces with source lines and paths into every node."""
+    content = graph.read_bytes()
+    for trace in (str(ROOT).encode(), b'File "', b".py", b"site-packages", b"namespace", b"pkg.torch"):
+        assert trace not in content
+
+
+def test_every_axis_0_is_checked(tmp_path: Path) -> None:
+    model = export_graph(Shift(), {"state": torch.randn(2, 4)}, "shifted")
+    assert str(model.graph.inputs[0].shape) == "[batch,4]"
+    assert str(model.graph.outputs[0].shape) == "[batch,4]"
+
+
+def test_fixed_batch_is_refused() -> None:
+    with pytest.raises(RewriteError) as caught:
+        export_graph(Shift(batch=2), {"state": torch.randn(2, 4)}, "shifted")
+    assert re.search(r"check_batch: \w+ has the fixed shape \[2,\s?4\]", str(caught.value))
+
+
+def test_exporting_leaves_the_module_alone() -> None:
+    module = Shift()
+    before = copy.deepcopy(module.state_dict())
+    export_graph(module, {"state": torch.randn(2, 4)}, "shifted")
+    torch.testing.assert_close(dict(module.state_dict()), dict(before), rtol=0, atol=0)
+
+
+def test_large_weights_lie_beside_the_file(
+    tmp_path: Path, golden_bundle: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    source = golden_bundle / "onnx" / "refiner.unguided.onnx"
+    monkeypatch.setattr(onnx_graph, "EXTERNAL_DATA_BYTES", 500_000)
+    files = save_graph(load_graph(source), tmp_path / "network.onnx")
+    assert files == [tmp_path / "network.onnx", tmp_path / "network.onnx.data"]
+    assert files[0].stat().st_size < 100_000 < 500_000 < files[1].stat().st_size
+    random = np.random.default_rng(1)
+    arrays = {
+        "state": random.standard_normal((2, 4, 8, 8), dtype=np.float32),
+        "time": np.float32([0.1, 0.9]),
+        "label": np.array([1, 2]),
+        "velocity": random.standard_normal((2, 1, 4, 8, 8), dtype=np.float32),
+    }
+    np.testing.assert_array_equal(call(files[0], arrays), call(source, arrays))
+    # Read again, it is written whole once more.
+    monkeypatch.setattr(onnx_graph, "EXTERNAL_DATA_BYTES", 2**40)
+    (whole,) = save_graph(load_graph(files[0]), tmp_path / "whole.onnx")
+    assert call(whole, arrays).shape == (2, 1, 4, 8, 8)
+
+
+@pytest.fixture
+def shift(tmp_path: Path) -> Exportable:
+    state = Described("state", "float32", ("batch", 4))
+    return Exportable("predictor", None, Shift(), (state,), replace(state, name="velocity"))
+
+
+def test_export_is_compared_with_torch(shift: Exportable, tmp_path: Path) -> None:
+    graph = export_one(shift, tmp_path)
+    assert graph.file == "onnx/predictor.onnx"
+    assert (tmp_path / graph.file).is_file()
+
+
+@pytest.mark.parametrize("change", [1e-3, float("nan")])
+def test_export_that_differs_from_torch_fails(
+    shift: Exportable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: float
+) -> None:
+    """An exporter that goes wrong without saying so."""
+
+    def export_wrongly(module: nn.Module, inputs: dict[str, Tensor], output: str) -> Any:
+        wrong = copy.deepcopy(module)
+        wrong.amount.data[0] += change
+        return export_graph(wrong, inputs, output)
+
+    monkeypatch.setattr("flowturbo_trt.export.graphs.export_graph", export_wrongly)
+    with pytest.raises(ExportError, match=r"predictor.onnx: differs from torch by \S+, at most \S+"):
+        export_one(shift, tmp_path)
