@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -62,6 +63,7 @@ class Pipeline:
         self._bundle = bundle
         self._backend = backend
         self._lock = threading.Lock()
+        self._owner: int | None = None
         self._trajectories: OrderedDict[tuple[object, ...], Trajectory] = OrderedDict()
 
     @classmethod
@@ -122,13 +124,25 @@ class Pipeline:
         n = len(request)
         latents = np.empty((n, *model.latent), dtype=np.float32)
         images = np.empty((n, *model.image, 3), dtype=np.uint8) if decode and model.image else None
-        with self._lock:
+        with self._exclusive():
             for rows, trajectory in self._run(request, schedule, on_step):
                 used = rows.stop - rows.start
                 latents[rows] = trajectory.latents[:used]
                 if images is not None:
                     images[rows] = trajectory.decode()[:used]
         return Generated(latents, images)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Let one call at a time use the buffers."""
+        if self._owner == threading.get_ident():
+            raise RequestError("called from within its own on_step, where it would wait for itself")
+        with self._lock:
+            self._owner = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._owner = None
 
     def _run(
         self, request: Request, schedule: str | Schedule | None, on_step: Callable[[Step], None] | None

@@ -1,0 +1,193 @@
+"""Trajectories: equal to the reference sampler bit for bit, bound once, and nothing stale in them."""
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flowturbo_trt.bundle.store import Bundle
+from flowturbo_trt.runtime.backend_onnxruntime import OnnxRuntimeBackend
+from flowturbo_trt.runtime.host_trajectory import HostTrajectory
+from flowturbo_trt.runtime.pipeline import MAX_TRAJECTORIES, Pipeline, Step
+from flowturbo_trt.sampling import reference
+from flowturbo_trt.sampling.schedule import Schedule
+from flowturbo_trt.sampling.trace import trace
+from flowturbo_trt.tests.bundles import Array, latents
+
+LABELS = [3, 8]
+GUIDANCE = [1.5, -2.0]
+EXACT = [
+    "H1P5R3",
+    "H2P1R2:consistent",
+    "P2R2:single",
+    "AB3x5",
+    "AB4x6R1",
+    "E2H1P1R1@0,0.05,0.3,0.35,0.9,1",
+    "AB2x3@0,0.5,0.6,1",
+    "R1".replace("R", "E"),
+]
+
+
+@pytest.fixture
+def noise() -> Array:
+    return np.random.default_rng(2).standard_normal((2, 4, 8, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def backend(golden_bundle: Path) -> OnnxRuntimeBackend:
+    return OnnxRuntimeBackend(Bundle.open(golden_bundle), "cpu", 1)
+
+
+@pytest.mark.parametrize("variant", ["guided", "unguided"])
+@pytest.mark.parametrize("schedule", EXACT)
+def test_reference_sampler(
+    golden_pipeline: Pipeline,
+    golden_bundle: Path,
+    engines: Callable[..., Any],
+    noise: Array,
+    schedule: str,
+    variant: str,
+) -> None:
+    """The slow sampler over the same engines: the same floats in every state and velocity."""
+    guidance = GUIDANCE if variant == "guided" else [1, 1]
+    field = engines(golden_bundle, variant, LABELS, guidance)
+    expected = list(reference.run(trace(Schedule.parse(schedule), variant), field, noise))
+    steps: list[tuple[Array, Array]] = []
+
+    def keep(step: Step) -> None:
+        steps.append((step.state.copy(), step.velocity.copy()))
+
+    images = golden_pipeline(LABELS, noise=noise, guidance=guidance, schedule=schedule, on_step=keep)
+    for (x, v), (x_expected, v_expected) in zip(steps, expected, strict=True):
+        np.testing.assert_array_equal(x, x_expected)
+        np.testing.assert_array_equal(v, v_expected)
+    np.testing.assert_array_equal(images, field.decode(expected[-1][0]))
+
+
+def test_recorded_program_equals_a_traced_one(tiny_pipeline: Pipeline) -> None:
+    """What the manifest holds, and the same schedule written so that the manifest does not know it."""
+    recorded = latents(tiny_pipeline, [0, 1], "H1P1R1")
+    assert "H1P1R1@0,0.5,1" not in tiny_pipeline.manifest.programs
+    third = ",".join(f"{time:.17g}" for time in Schedule.parse("H1P1R1").grid)
+    np.testing.assert_array_equal(latents(tiny_pipeline, [0, 1], f"H1P1R1@{third}"), recorded)
+
+
+def bound(pipeline: Pipeline) -> list[HostTrajectory]:
+    return list(pipeline._trajectories.values())  # type: ignore[arg-type]
+
+
+def test_schedules_of_one_shape_share_a_trajectory(tiny_bundle: Path, engines: Callable[..., Any]) -> None:
+    """One set of buffers, and each schedule's own times and coefficients."""
+    pipeline = Pipeline.load(tiny_bundle, threads=1)
+    noise = np.random.default_rng(4).standard_normal((1, 2, 4, 4)).astype(np.float32)
+    field = engines(tiny_bundle, "guided", [1], [2])
+    for text in ("H1P1R1", "H1P1R1@0,0.1,0.2,1", "H1P1R1@0,0.7,0.9,1", "H1P1R1"):
+        *_, (expected, _) = reference.run(trace(Schedule.parse(text), "guided"), field, noise)
+        np.testing.assert_array_equal(latents(pipeline, [1], text, noise=noise), expected)
+    assert len(bound(pipeline)) == 1
+
+
+def test_requests_in_turn_leave_nothing_behind(golden_pipeline: Pipeline) -> None:
+    """A, B, A: neither another request nor another schedule, size or variant in between shows in A."""
+    a: dict[str, Any] = {"labels": [1, 2, 3], "seeds": [4, 5, 6], "guidance": [1.5, 2, 2.5]}
+    between: list[dict[str, Any]] = [
+        {"labels": [7, 8, 9], "seeds": [1, 2, 3], "guidance": 4},
+        {"labels": [0]},
+        {"labels": [7, 8, 9], "guidance": 1},
+        {"labels": [7, 8, 9], "schedule": "AB2x4"},
+        {"labels": [7, 8, 9], "schedule": "H1P5R3@0,0.01,0.02,0.03,0.04,0.05,0.06,0.07,0.08,1"},
+        {"labels": [7], "noise": np.full((1, 4, 8, 8), 100, dtype=np.float32)},
+    ]
+    expected = golden_pipeline(**a)
+    for b in between:
+        assert not np.array_equal(golden_pipeline(**b), expected)
+        np.testing.assert_array_equal(golden_pipeline(**a), expected)
+
+
+def test_results_are_the_callers(golden_pipeline: Pipeline) -> None:
+    """What was returned does not change with the next call, and may be written to."""
+    first = golden_pipeline([1, 2])
+    kept = first.copy()
+    golden_pipeline([3, 4])
+    np.testing.assert_array_equal(first, kept)
+    first[:] = 0
+    np.testing.assert_array_equal(golden_pipeline([1, 2]), kept)
+
+
+def test_given_noise_is_not_written(golden_pipeline: Pipeline, noise: Array) -> None:
+    kept = noise.copy()
+    golden_pipeline(LABELS, noise=noise)
+    np.testing.assert_array_equal(noise, kept)
+
+
+def test_buffers_stay_where_they_are(golden_bundle: Path) -> None:
+    pipeline = Pipeline.load(golden_bundle, threads=1)
+    calls: list[list[int]] = []
+    for _ in range(3):
+        addresses: list[int] = []
+        pipeline(
+            [1, 2, 3],
+            on_step=lambda step, to=addresses: to.extend((step.state.ctypes.data, step.velocity.ctypes.data)),
+        )
+        calls.append(addresses)
+    assert calls[0] == calls[1] == calls[2]
+    assert len(bound(pipeline)) == 2
+
+
+def test_running_allocates_nothing(backend: OnnxRuntimeBackend) -> None:
+    """Neither per step nor per run: less than one row of one state, and no growth."""
+    trajectory = backend.bind(trace(Schedule.parse("H2P2R2AB3x2"), "guided"), 64)
+    trajectory.run()
+    trajectory.decode()
+    tracemalloc.start()
+    try:
+        trajectory.run()
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        for _ in range(3):
+            trajectory.run()
+            trajectory.decode()
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    state = trajectory.latents.nbytes
+    assert state == 64 * 4 * 8 * 8 * 4
+    assert peak - before < state / 8
+    assert after - before < 1024
+
+
+def test_buffers_are_the_fewest(backend: OnnxRuntimeBackend) -> None:
+    """Sixteen steps take no more memory than three: registers that are done with are used again."""
+    buffers = [
+        len(
+            {
+                register.ctypes.data
+                for register in backend.bind(
+                    trace(Schedule.parse(f"H1P{n}R{n}"), "guided"), 1
+                )._buffers.registers
+            }
+        )
+        for n in (1, 8)
+    ]
+    assert buffers[0] == buffers[1] <= 7
+
+
+def test_trajectories_are_kept_for_the_last_shapes(tiny_bundle: Path) -> None:
+    pipeline = Pipeline.load(tiny_bundle, threads=1)
+    first = latents(pipeline, [1], "E1")
+    kept = bound(pipeline)[0]
+    for n in range(2, MAX_TRAJECTORIES + 1):
+        latents(pipeline, [1], f"E{n}")
+    np.testing.assert_array_equal(latents(pipeline, [1], "E1"), first)
+    assert kept in bound(pipeline)
+    # Used again just now, it outlives the one that was not.
+    latents(pipeline, [1], "H1")
+    assert len(bound(pipeline)) == MAX_TRAJECTORIES
+    assert kept in bound(pipeline)
+    for n in range(2, MAX_TRAJECTORIES + 1):
+        latents(pipeline, [1], f"H{n}")
+    assert kept not in bound(pipeline)
+    np.testing.assert_array_equal(latents(pipeline, [1], "E1"), first)
