@@ -8,7 +8,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from flowturbo_trt.commands.common import Console
+from flowturbo_trt.commands.common import Console, reported
 from flowturbo_trt.commands.files import grid
 from flowturbo_trt.evaluation.latency import interleaved_medians
 from flowturbo_trt.runtime.pipeline import Pipeline
@@ -28,13 +28,19 @@ REPEATS = 5
 )
 def main(out: Path) -> None:
     """Build the digits bundle, sample a 10×10 grid and print what each schedule costs and gives."""
+    console = Console(as_json=False, verbosity=0)
+    with reported(console):
+        demonstrate(out, console)
+
+
+def demonstrate(out: Path, console: Console) -> None:
     out.mkdir(parents=True, exist_ok=True)
     backends = ["onnxruntime"]
     if importlib.util.find_spec("tensorrt_rtx"):
         backends.append("tensorrt-rtx")
     else:
         click.echo("tensorrt_rtx is not installed: building for ONNX Runtime only", err=True)
-    with Console(as_json=False, verbosity=0).progress() as progress:
+    with console.progress() as progress:
         bundle = build_digits(out / "digits", progress, backends=tuple(backends))
     for engine in bundle.manifest.engines:
         size = sum(bundle.manifest.files[file].bytes for file in (engine.file, *engine.data))
