@@ -1,6 +1,8 @@
 """`flowturbo_trt build`."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -72,15 +74,14 @@ def command(
     flowturbo_trt build --predictor sit.pt --refiner refiner.pt --decoder vae/ \\
         --batch 1 --batch 8 --schedule H1P5R3 bundle
     """
+    names = {"predictor": predictor, "refiner": refiner, "decoder": None if decoder == "none" else decoder}
+    given = {role: Path(name) for role, name in names.items() if name}
+    # Made, and so checked, before anything is fetched.
+    options = BuildOptions(**given, config=config, model=model, **lists)  # type: ignore[arg-type]
     with console.progress() as progress:
-        options = BuildOptions(
-            predictor=resolve(predictor, download, progress),
-            refiner=resolve(refiner, download, progress) if refiner else None,
-            decoder=None if decoder == "none" else resolve(decoder, download, progress),
-            config=config,
-            model=model,
-            **lists,  # type: ignore[arg-type]  # click made them of the fields' types
-        )
-        bundle: Bundle = build(options, out, progress)
+        found: dict[str, Any] = {
+            role: resolve(name, download, progress) for role, name in names.items() if name
+        }
+        bundle: Bundle = build(replace(options, **found), out, progress)
     size = sum(record.bytes for record in bundle.manifest.files.values())
     console.result({"command": "build", "bundle": str(out), "bytes": size}, summary(bundle))

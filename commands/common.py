@@ -156,14 +156,17 @@ def _read_config_file(ctx: click.Context, parameter: click.Parameter, path: Path
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise click.BadParameter(f"{path}: {error}", ctx, parameter) from error
-    names = {
-        option.removeprefix("--"): p.name
+    options = {
+        option.removeprefix("--"): p
         for p in ctx.command.params
-        if isinstance(p, click.Option)
+        if isinstance(p, click.Option) and p is not parameter
         for option in p.opts
         if option.startswith("--")
     }
-    if unknown := sorted(set(content) - set(names)):
-        known = ", ".join(sorted(names))
+    if unknown := sorted(set(content) - set(options)):
+        known = ", ".join(sorted(options))
         raise click.BadParameter(f"{path}: unknown option {unknown[0]!r}; known are {known}", ctx, parameter)
-    ctx.default_map = {names[key]: value for key, value in content.items()}
+    ctx.default_map = {
+        str(options[key].name): [value] if options[key].multiple and not isinstance(value, list) else value
+        for key, value in content.items()
+    }

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,27 @@ class IntegerList(click.ParamType):  # type: ignore[type-arg]  # generic from cl
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
         if not isinstance(value, str):
-            return list(value)
-        if value.endswith(".npy"):
-            array = load_array(Path(value))
-            if array.ndim != 1 or array.dtype.kind not in "iu":
-                self.fail(f"{value} holds {array.dtype} of shape {array.shape}, expected a list of integers")
-            return [int(number) for number in array]
+            # Configuration files have numbers and lists of their own.
+            value = ",".join(map(str, value if isinstance(value, list) else [value]))
         try:
-            ranges = [part.partition("-") for part in value.split(",")]
-            return [n for low, _, high in ranges for n in range(int(low), int(high or low) + 1)]
-        except ValueError:
-            self.fail(f"{value!r} is not a list of integers like 1,2,5-9", param, ctx)
+            return _read_integers(Path(value)) if value.endswith(".npy") else _parse_integers(value)
+        except (FileError, ValueError) as error:
+            self.fail(str(error), param, ctx)
+
+
+def _read_integers(path: Path) -> list[int]:
+    array = load_array(path)
+    if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":
+        raise FileError(f"{path} holds {array.dtype} of shape {array.shape}, expected a list of integers")
+    return [int(number) for number in array]
+
+
+def _parse_integers(text: str) -> list[int]:
+    ranges = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in text.split(",")]
+    bounds = [(int(match[1]), int(match[2] or match[1])) for match in ranges if match]
+    if len(bounds) < len(ranges) or any(low > high for low, high in bounds):
+        raise ValueError(f"{text!r} is not a list of integers like 1,2,5-9")
+    return [number for low, high in bounds for number in range(low, high + 1)]
 
 
 def count_up(seeds: Sequence[int], count: int) -> list[int]:
@@ -46,6 +57,8 @@ def check_outputs(files: Sequence[Path], images: Path | None) -> None:
     """Refuse places that cannot be written before any work is done."""
     if not files:
         raise click.UsageError("nothing to write; give --out, --output-latents or --trajectory")
+    if len(set(files)) < len(files):
+        raise click.UsageError(f"two outputs would be written to {max(files, key=files.count)}")
     if images is not None and images.suffix not in (".png", ".npy"):
         raise click.UsageError(f"--out {images}: expected a name ending in .png or .npy")
     for file in files:

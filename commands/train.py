@@ -74,7 +74,7 @@ def command(
     given = named_config(model) if model else {}
     if config:
         given |= read_config(config)
-    last = 0.0
+    last: float | None = None
     with console.progress() as progress:
         checkpoint = load_checkpoint(resolve(predictor, download, progress))
         network = load_predictor(checkpoint, given)
@@ -90,5 +90,5 @@ def command(
         weights = train_refiner(network, cache, training, out, on_step, sources)
     console.result(
         {"command": "train", "weights": str(weights), "steps": training.steps, "loss": last},
-        f"{training.steps} steps, last loss {last:.4f}: {weights}",
+        f"{training.steps} steps, {'done before' if last is None else f'last loss {last:.4f}'}: {weights}",
     )

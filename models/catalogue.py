@@ -1,5 +1,6 @@
 """Public models by name: where they can be had. Nothing is fetched unless asked for."""
 
+import http.client
 import os
 import shutil
 import urllib.request
@@ -74,7 +75,7 @@ def _fetch(address: str, path: Path, progress: Callable[[str, int, int], None]) 
             expected = response.headers.get("Content-Length")
             if expected is not None and file.tell() != int(expected):
                 raise CheckpointError(f"{address}: ended after {file.tell()} of {expected} bytes; try again")
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise CheckpointError(
             f"{address}: cannot be fetched ({error}); fetch it by hand and give its path"
         ) from error

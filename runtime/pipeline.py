@@ -95,7 +95,7 @@ class Pipeline:
         guidance: ArrayLike | None = None,
         schedule: str | Schedule | None = None,
         noise: NDArray[np.float32] | None = None,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: Callable[[Step], object] | None = None,
     ) -> NDArray[np.uint8]:
         """Generate one image per label: (N,H,W,3) uint8, in order.
 
@@ -115,7 +115,7 @@ class Pipeline:
         schedule: str | Schedule | None = None,
         *,
         decode: bool = True,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: Callable[[Step], object] | None = None,
     ) -> Generated:
         """Run a request (runtime.request.make_request); with `decode=False` the images are None."""
         model = self.manifest.model
@@ -145,7 +145,7 @@ class Pipeline:
                 self._owner = None
 
     def _run(
-        self, request: Request, schedule: str | Schedule | None, on_step: Callable[[Step], None] | None
+        self, request: Request, schedule: str | Schedule | None, on_step: Callable[[Step], object] | None
     ) -> Iterator[tuple[slice, Trajectory]]:
         """Run a request batch by batch; each trajectory is to be read before the next is asked for."""
         program = self._program(schedule, self._variant(request))
@@ -211,7 +211,7 @@ def _fill(trajectory: Trajectory, request: Request, rows: slice) -> None:
 
 
 def _reporter(
-    on_step: Callable[[Step], None], rows: slice, trajectory: Trajectory, count: int
+    on_step: Callable[[Step], object], rows: slice, trajectory: Trajectory, count: int
 ) -> Callable[[StepMark, int], None]:
     used = slice(0, rows.stop - rows.start)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import flowturbo_trt
-from flowturbo_trt.bundle.manifest import Manifest
+from flowturbo_trt.bundle.manifest import Engine, Graph, Manifest
 from flowturbo_trt.bundle.store import Bundle, sha256
 from flowturbo_trt.export.build import build
 from flowturbo_trt.export.graphs import export_one, exportables
@@ -94,7 +94,8 @@ def test_files_are_those_listed(golden_bundle: Path) -> None:
     bundle.check_all()
     found = {p.relative_to(golden_bundle).as_posix() for p in golden_bundle.rglob("*") if p.is_file()}
     assert found == {*bundle.manifest.files, "manifest.json"}
-    needed = {file for e in (*bundle.manifest.graphs, *bundle.manifest.engines) for file in (e.file, *e.data)}
+    items: tuple[Graph | Engine, ...] = (*bundle.manifest.graphs, *bundle.manifest.engines)
+    needed = {file for item in items for file in (item.file, *item.data)}
     assert needed == set(bundle.manifest.files)
 
 

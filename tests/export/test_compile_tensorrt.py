@@ -24,7 +24,7 @@ class Spy(ModuleType):
         super().__init__(trt.__name__)
         self.__dict__.update({**vars(trt), "Builder": self.make_builder})
         self.refuse = refuse
-        self.profiles: list[list[tuple[int, ...]]] = []
+        self.profiles: list[Any] = []
         self.dtypes: dict[str, Any] = {}
         self.inner: set[Any] = set()
 

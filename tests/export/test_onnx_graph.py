@@ -140,9 +140,9 @@ def test_large_weights_lie_beside_the_file(
     assert files == [tmp_path / "network.onnx", tmp_path / "network.onnx.data"]
     assert files[0].stat().st_size < 100_000 < 500_000 < files[1].stat().st_size
     random = np.random.default_rng(1)
-    arrays = {
+    arrays: Arrays = {
         "state": random.standard_normal((2, 4, 8, 8), dtype=np.float32),
-        "time": np.float32([0.1, 0.9]),
+        "time": np.array([0.1, 0.9], dtype=np.float32),
         "label": np.array([1, 2]),
         "velocity": random.standard_normal((2, 1, 4, 8, 8), dtype=np.float32),
     }
@@ -173,7 +173,7 @@ def test_export_that_differs_from_torch_fails(
 
     def export_wrongly(module: nn.Module, inputs: dict[str, Tensor], output: str) -> Any:
         wrong = copy.deepcopy(module)
-        wrong.amount.data[0] += change
+        wrong.get_parameter("amount").data[0] += change
         return export_graph(wrong, inputs, output)
 
     monkeypatch.setattr("flowturbo_trt.export.graphs.export_graph", export_wrongly)

@@ -135,6 +135,23 @@ def test_lowering_again_gives_the_same(graph: Path, lowered: Path, precision: st
     assert len(onnx.load(twice).graph.node) == len(onnx.load(lowered).graph.node)
 
 
+def test_value_is_raised_once(tmp_path: Path, precision: str) -> None:
+    """A product that two float32 nodes read is cast for both."""
+    x, y = (onnx.helper.make_tensor_value_info(name, FLOAT, ["batch", 4]) for name in ("x", "y"))
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w"], ["product"]),
+        onnx.helper.make_node("Softmax", ["product"], ["rows"], axis=1),
+        onnx.helper.make_node("Softmax", ["product"], ["columns"], axis=0),
+        onnx.helper.make_node("Sub", ["rows", "columns"], ["y"]),
+    ]
+    weight = onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    graph = onnx.helper.make_graph(nodes, "two_readers", [x], [y], [weight])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 22)])
+    onnx.save(onnx.shape_inference.infer_shapes(model), tmp_path / "two_readers.onnx")
+    types = Types(lower(tmp_path / "two_readers.onnx", precision, tmp_path))
+    assert [node.op_type for node in types.nodes] == ["Cast", "MatMul", "Cast", "Softmax", "Softmax", "Sub"]
+
+
 def test_weights_take_half_the_space(golden_bundle: Path, precision: str, tmp_path: Path) -> None:
     source = golden_bundle / "onnx" / "predictor.guided.onnx"
     assert lower(source, precision, tmp_path).stat().st_size < 0.65 * source.stat().st_size

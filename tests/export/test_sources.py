@@ -137,5 +137,6 @@ def test_decoder_of_other_channels(tiny_options: BuildOptions, tmp_path: Path) -
 
 @pytest.mark.parametrize("field", ["predictor", "refiner", "decoder", "config"])
 def test_missing_file(tiny_options: BuildOptions, tmp_path: Path, field: str) -> None:
+    gone: Any = {field: tmp_path / "gone.pt"}
     with pytest.raises((CheckpointError, ConfigError), match="gone"):
-        load_sources(replace(tiny_options, **{field: tmp_path / "gone.pt"}))
+        load_sources(replace(tiny_options, **gone))

@@ -101,9 +101,7 @@ def test_unknown_device(tiny_bundle: Path, device: str) -> None:
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_package_without_cuda(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(
-        BackendError, match=rf"device {device}: .*no CUDA provider; pip install onnxruntime-gpu"
-    ):
+    with pytest.raises(BackendError, match=rf"device {device}: .*pip install onnxruntime-gpu"):
         Pipeline.load(tiny_bundle, device=device)
 
 
@@ -120,15 +118,13 @@ def test_cuda_that_does_not_start(tiny_bundle: Path, monkeypatch: pytest.MonkeyP
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
     monkeypatch.setattr("onnxruntime.InferenceSession", CpuSession)
-    with pytest.raises(BackendError, match="could not start its CUDAExecutionProvider: .* use --device cpu"):
+    with pytest.raises(BackendError, match=r"could not start its CUDAExecutionProvider: .* --device cpu"):
         Pipeline.load(tiny_bundle, device="cuda")
 
 
 @pytest.mark.parametrize("backend", ["onnx", "tensorrt", "ONNXRUNTIME"])
 def test_unknown_backend(tiny_bundle: Path, backend: str) -> None:
-    with pytest.raises(
-        BackendError, match=rf"backend '{backend}': is not known; use {' or '.join(BACKENDS)}"
-    ):
+    with pytest.raises(BackendError, match=rf"'{backend}': is not known; use {' or '.join(BACKENDS)}"):
         Pipeline.load(tiny_bundle, backend=backend)
 
 

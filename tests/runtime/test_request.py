@@ -108,7 +108,7 @@ def test_number_of_seeds(seeds: Any, count: int) -> None:
     "guidance", [4, 4.0, np.float64(4), np.array(4), [4, 4, 4], np.full(3, 4, np.float16)]
 )
 def test_guidance(guidance: Any) -> None:
-    np.testing.assert_array_equal(ask(guidance=guidance).guidance, np.float32([4, 4, 4]))
+    np.testing.assert_array_equal(ask(guidance=guidance).guidance, np.full(3, 4, np.float32))
 
 
 @pytest.mark.parametrize(

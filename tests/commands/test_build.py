@@ -1,0 +1,157 @@
+"""`build` and `inspect`: options, what they say of a bundle, and where they say it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from flowturbo_trt.bundle.manifest import to_json
+from flowturbo_trt.bundle.store import Bundle
+from flowturbo_trt.export.options import BuildOptions
+
+Run = Callable[..., Result]
+Document = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def words(tiny_options: BuildOptions, instant_export: list[str], here: Path) -> list[str]:
+    """The command line of the tiny model; graphs are taken from its bundle."""
+    return [
+        "build",
+        f"--predictor={tiny_options.predictor}",
+        f"--refiner={tiny_options.refiner}",
+        f"--decoder={tiny_options.decoder}",
+        f"--config={tiny_options.config}",
+    ]
+
+
+def test_options_reach_the_bundle(run: Run, words: list[str]) -> None:
+    more = ["--batch=4", "--batch=1", "--precision=onnxruntime=fp16", "--schedule=H2", "--schedule=H1R1"]
+    run(*words, *more, "out")
+    manifest = Bundle.open("out").manifest
+    assert manifest.batches == (1, 4)
+    assert list(manifest.programs) == ["H2", "H1R1"]
+    assert {engine.precision for engine in manifest.engines} == {"fp16"}
+    assert set(manifest.sources) == {"predictor", "refiner", "decoder"}
+
+
+def test_defaults(run: Run, words: list[str]) -> None:
+    """Those of BuildOptions, and no others."""
+    run(*words, "out")
+    manifest = Bundle.open("out").manifest
+    assert manifest.batches == BuildOptions.batches
+    assert {engine.backend for engine in manifest.engines} == set(BuildOptions.backends)
+    assert {engine.variant for engine in manifest.engines} == {*BuildOptions.variants, None}
+
+
+def test_without_decoder_and_refiner(run: Run, words: list[str]) -> None:
+    predictor, _, _, config = words[1:]
+    run("build", predictor, config, "--decoder", "none", "out")
+    manifest = Bundle.open("out").manifest
+    assert manifest.model.image is None
+    assert manifest.model.refiner_config is None
+    assert manifest.default_schedule == "H8"
+
+
+def test_options_of_a_configuration_file(run: Run, words: list[str], here: Path) -> None:
+    """Single values stand for lists of one; the command line replaces a list as a whole."""
+    names = dict(word.removeprefix("--").split("=", 1) for word in words[1:])
+    text = "\n".join(f"{name} = {json.dumps(value)}" for name, value in names.items())
+    (here / "options.toml").write_text(f'{text}\nbatch = 2\nschedule = ["H2", "H3"]\n')
+    run("build", "--config-file", "options.toml", "out")
+    manifest = Bundle.open("out").manifest
+    assert manifest.batches == (2,)
+    assert list(manifest.programs) == ["H2", "H3"]
+    assert manifest.options["batches"] == [2]
+    run("build", "--config-file", "options.toml", "--batch", 5, "--batch", 1, "out")
+    assert Bundle.open("out").manifest.batches == (1, 5)
+
+
+def test_document(document: Document, words: list[str]) -> None:
+    found = document(*words, "out")
+    assert found["bundle"] == "out"
+    assert found["bytes"] == sum(path.stat().st_size for path in Path("out").rglob("*.onnx")) > 0
+
+
+def test_what_people_are_told(run: Run, words: list[str]) -> None:
+    result = run(*words, "out")
+    assert result.stderr.splitlines()[0] == "[0/1] reading the checkpoints"
+    assert result.stderr.splitlines()[-1] == "[6/6] writing the manifest"
+    assert "bundle     out" in result.stdout
+    assert run(*words, "out", "-q").stderr == ""
+
+
+def test_rebuilding_replaces(run: Run, words: list[str], here: Path) -> None:
+    run(*words, "--schedule", "H2", "out")
+    run(*words, "--schedule", "H3", "out")
+    assert list(Bundle.open("out").manifest.programs) == ["H3"]
+    assert [path.name for path in here.iterdir()] == ["out"]
+
+
+def test_interrupt_leaves_the_older_bundle(
+    run: Run, words: list[str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(*words, "--schedule", "H2", "out")
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flowturbo_trt.export.build.compile_one", interrupt)
+    result = run(*words, "--schedule", "H3", "out", status=130)
+    assert result.stderr.splitlines()[-1] == "interrupted"
+    assert list(Bundle.open("out").manifest.programs) == ["H2"]
+    assert [path.name for path in here.iterdir()] == ["out"]
+
+
+def test_options_are_checked_before_anything_is_fetched(
+    run: Run, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gigabytes are not fetched for a build that cannot be."""
+    monkeypatch.setattr("urllib.request.urlopen", lambda *arguments, **options: pytest.fail("fetched"))
+    words[1] = "--predictor=SiT-XL/2-256"
+    assert run(*words, "--download", "--batch=0", "out", status=1).stderr.startswith("error: batch")
+
+
+def test_inspect(run: Run, golden_bundle: Path) -> None:
+    text = run("inspect", golden_bundle).stdout
+    manifest = Bundle.open(golden_bundle).manifest
+    for line in (
+        "model      sit depth 3, width 96, patch 2, 10 classes; refiner depth 1",
+        "shapes     latents 4×8×8, images 16×16",
+        "guidance   3 of 4 channels, default scale 1.5",
+        "schedule   H1P5R3 (default): 7 predictor, 6 refiner evaluations",
+        "schedule   H2P3R0: 7 predictor evaluations",
+        f"all {len(manifest.files)} files are as they were built",
+    ):
+        assert line in text.splitlines()
+    assert f"predictor predictor.pt (ema, {manifest.sources['predictor']['sha256'][:12]})" in text
+    for engine in manifest.engines:
+        (row,) = [line for line in text.splitlines() if line.endswith(engine.file)]
+        assert row.split()[0] == engine.network
+        assert {engine.backend, engine.precision, "1,2"} <= set(row.split())
+
+
+def test_inspect_document(document: Document, golden_bundle: Path) -> None:
+    found = document("inspect", golden_bundle)
+    manifest = Bundle.open(golden_bundle).manifest
+    assert found["bundle"] == str(golden_bundle)
+    assert found["manifest"] == json.loads(to_json(manifest))
+
+
+def test_inspect_reads_every_file(fails: Callable[..., str], tiny_copy: Path) -> None:
+    """Also what no default schedule needs."""
+    file = tiny_copy / "onnx" / "decoder.onnx"
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    line = fails("inspect", tiny_copy)
+    assert line.startswith(f"{file}: ")
+    assert "sha256 differs" in line
+
+
+def test_traceback_on_request(run: Run, here: Path) -> None:
+    result = run("inspect", "nowhere", "-v", status=1)
+    assert type(result.exception).__name__ == "BundleError"
