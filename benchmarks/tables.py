@@ -63,7 +63,7 @@ def _checks(result: dict[str, Any]) -> list[str]:
     lines = _head("promise", "measured", "limit", "")
     for check in result["checks"]:
         spread = check["interval"]
-        interval = f" (95 %: {spread[0]:.2f} to {spread[1]:.2f})" if spread else ""
+        interval = f" (95 %: {spread[0]:.3g} to {spread[1]:.3g})" if spread else ""
         met = "met" if check["met"] else "**not met**"
         lines.append(_row(check["name"], f"{check['value']:.3g}{interval}", check["limit"], met))
     return lines

@@ -93,6 +93,12 @@ class Model:
     config: dict[str, Any]
     refiner_config: dict[str, Any] | None
 
+    def __post_init__(self) -> None:
+        if min(*self.latent, *(self.image or ())) < 1:
+            raise BundleError(f"manifest: latent {self.latent} or image {self.image} has a size below 1")
+        if self.guidance.halves not in (1, 2) or not 1 <= self.guidance.channels <= self.latent[0]:
+            raise BundleError(f"manifest: {self.guidance} does not fit latents of {self.latent[0]} channels")
+
 
 @dataclass(frozen=True)
 class FileRecord:
@@ -147,7 +153,8 @@ class Manifest:
         )
         wanted = f"{variant or ''} {network}".strip()
         raise BundleError(
-            f"the bundle has no {wanted} engine for {backend} (it has: {', '.join(held) or 'none'})"
+            f"the bundle has no {wanted} engine for {backend} (it has: {', '.join(held) or 'none'}); "
+            f"rebuild it with --backend {backend}{' and --refiner' if network == 'refiner' else ''}"
         )
 
     def has_engine(self, network: str, variant: str | None, backend: str) -> bool:
@@ -163,7 +170,7 @@ def from_json(text: str) -> Manifest:
     """Read and validate a manifest; raises BundleError. Unknown keys are ignored (FORMAT.md, Versions)."""
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"manifest: not JSON ({error})") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise BundleError("manifest: not that of a flowturbo_trt bundle")

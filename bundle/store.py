@@ -45,6 +45,7 @@ class Bundle:
         bundle = cls(path, manifest)
         for name, record in manifest.files.items():
             bundle._check_size(name, record)
+        bundle._check_nothing_else()
         return bundle
 
     def file(self, name: str) -> Path:
@@ -63,6 +64,13 @@ class Bundle:
         """Check the hash of every file."""
         for name in self.manifest.files:
             self.file(name)
+
+    def _check_nothing_else(self) -> None:
+        # A graph could name weights that no hash covers.
+        known = {*self.manifest.files, MANIFEST}
+        for path in self.path.glob("*/**/*"):
+            if not path.is_dir() and path.relative_to(self.path).as_posix() not in known:
+                raise BundleError(f"{path}: is not part of the bundle; move it elsewhere")
 
     def _check_size(self, name: str, record: FileRecord) -> None:
         path = self.path / name
@@ -103,6 +111,9 @@ def replacing(out: Path) -> Iterator[Path]:
     Until then an older bundle at `out` stays untouched. Raises BundleError when `out` cannot be
     written, or is something else than a bundle.
     """
+    out = Path(os.path.abspath(out))
+    if out == Path.cwd() or out.is_mount():
+        raise BundleError(f"{out}: cannot be replaced as a whole; give a new folder below it")
     if (out.exists() or out.is_symlink()) and not (out / MANIFEST).is_file() and not _is_empty_folder(out):
         raise BundleError(f"{out}: exists and is no bundle; give a new path")
     try:
@@ -125,19 +136,22 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def _exchange(draft: Path, out: Path) -> None:
+    """Put the draft in the place of `out`; whatever fails, one of the two bundles is there afterwards."""
     if not out.exists():
         os.rename(draft, out)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-    os.rename(out, old / out.name)
+    old = draft.with_name(f"{draft.name}.old")
     try:
+        os.rename(out, old)
         os.rename(draft, out)
-    # An interrupt too must not lose the older bundle.
     except BaseException:
-        os.rename(old / out.name, out)
+        # An interrupt too must not lose the older bundle; another build's may be there by now.
+        if old.exists() and not out.exists():
+            os.rename(old, out)
         raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _is_empty_folder(path: Path) -> bool:

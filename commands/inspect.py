@@ -34,12 +34,12 @@ def _model(manifest: Manifest) -> list[str]:
     model, config = manifest.model, manifest.model.config
     C, H, W = model.latent
     image = "no decoder" if model.image is None else f"images {model.image[0]}×{model.image[1]}"
-    refiner = "none" if model.refiner_config is None else f"depth {model.refiner_config['depth']}"
+    refiner = "none" if model.refiner_config is None else f"depth {model.refiner_config.get('depth')}"
     guided = "all" if model.guidance.channels == C else f"{model.guidance.channels} of {C}"
     sources = (f"{n} {s['file']} ({s['weights']}, {s['sha256'][:12]})" for n, s in manifest.sources.items())
     return [
-        f"model      {model.family} depth {config['depth']}, width {config['hidden_size']}, patch "
-        f"{config['patch_size']}, {config['num_classes']} classes; refiner {refiner}",
+        f"model      {model.family} depth {config.get('depth')}, width {config.get('hidden_size')}, patch "
+        f"{config.get('patch_size')}, {config.get('num_classes')} classes; refiner {refiner}",
         f"shapes     latents {C}×{H}×{W}, {image}",
         f"guidance   {guided} channels, default scale {model.guidance.default:g}",
         *(f"{'from' if i == 0 else '':10} {source}" for i, source in enumerate(sources)),

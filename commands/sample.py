@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+import onnxruntime
 
 from flowturbo_trt.commands.common import Console, make_command
 from flowturbo_trt.commands.files import (
@@ -58,6 +59,9 @@ def command(
     """
     outputs = [file for file in (out, output_latents, trajectory) if file is not None]
     check_outputs(outputs, out)
+    if not console.shows_tracebacks:
+        # What ONNX Runtime would print is raised as an error as well. The process is ours to silence.
+        onnxruntime.set_default_logger_severity(4)
     pipeline = Pipeline.load(path, backend=backend, device=device, threads=threads)
     chosen = Schedule.parse(schedule or pipeline.manifest.default_schedule)
     if noise is None:

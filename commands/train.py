@@ -11,10 +11,9 @@ from flowturbo_trt.commands.common import Console, make_command
 from flowturbo_trt.models.catalogue import resolve
 from flowturbo_trt.models.checkpoints import (
     file_sha256,
+    given_config,
     load_checkpoint,
     load_predictor,
-    named_config,
-    read_config,
 )
 from flowturbo_trt.training.data import LatentCache
 from flowturbo_trt.training.train_refiner import TrainingConfig, train_refiner
@@ -71,9 +70,7 @@ def command(
     flowturbo_trt train --predictor sit.pt --data latents.safetensors --out refiner
     """
     training = TrainingConfig(**settings)
-    given = named_config(model) if model else {}
-    if config:
-        given |= read_config(config)
+    given = given_config(model, config)
     last: float | None = None
     with console.progress() as progress:
         checkpoint = load_checkpoint(resolve(predictor, download, progress))

@@ -1,6 +1,5 @@
 """Results as files: figures with the machine and versions they were measured on."""
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -9,9 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import flowturbo_trt
-
-PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "torch", "diffusers", "tensorrt-rtx-cu13")
+from flowturbo_trt.bundle.environment import versions
 
 
 @dataclass(frozen=True)
@@ -50,17 +47,6 @@ def gpu() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.splitlines()[0] if found.strip() else None
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of this project, Python and the packages that take part."""
-    found = {"flowturbo_trt": flowturbo_trt.__version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def write_report(path: Path, figures: dict[str, Any], checks: list[Check]) -> None:

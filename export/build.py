@@ -1,13 +1,12 @@
 """`build`: from checkpoints to a bundle."""
 
-import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
-import flowturbo_trt
+from flowturbo_trt.bundle.environment import versions
 from flowturbo_trt.bundle.manifest import (
     FORMAT,
     FORMAT_VERSION,
@@ -32,16 +31,6 @@ from flowturbo_trt.sampling.trace import trace
 Progress = Callable[[str, int, int], None]
 Work = TypeVar("Work", Exportable, Graph)
 LICENCE = "The weights keep the licence of their source checkpoints."
-PACKAGES = (
-    "flowturbo_trt",
-    "torch",
-    "onnx",
-    "onnx-ir",
-    "onnxscript",
-    "onnxruntime-gpu",
-    "onnxruntime",
-    "diffusers",
-)
 
 
 def build(options: BuildOptions, out: Path, progress: Progress = lambda what, done, total: None) -> Bundle:
@@ -50,7 +39,7 @@ def build(options: BuildOptions, out: Path, progress: Progress = lambda what, do
     Raises FlowTurboError subclasses: before any long work for mistakes in the options, the checkpoints
     or the place, later when a network cannot be exported or compiled.
     """
-    compilers = {backend: load_compiler(backend) for backend in options.backends}
+    compilers = {backend: load_compiler(backend, options.targets) for backend in options.backends}
     with replacing(out) as folder:
         progress("reading the checkpoints", 0, 1)
         sources = load_sources(options)
@@ -75,6 +64,8 @@ def trace_programs(options: BuildOptions, sources: Sources) -> dict[str, dict[st
     for schedule in schedules:
         if schedule.evaluations()["refiner"] and sources.refiner is None:
             raise BuildError(f"schedule {schedule} has R steps, which need a refiner; give --refiner")
+        if (schedule.grid[0], schedule.grid[-1]) != (0, 1):
+            raise BuildError(f"schedule {schedule} does not run from 0 to 1, as generation does")
     return {str(s): {variant: trace(s, variant) for variant in options.variants} for s in schedules}
 
 
@@ -131,7 +122,7 @@ def describe(
         files=record_files(folder),
         sources=sources.provenance,
         options={name: _plain(value) for name, value in asdict(options).items()},
-        environment=environment(),
+        environment=versions() | {"platform": platform.platform()},
         licence=LICENCE,
     )
 
@@ -150,21 +141,6 @@ def describe_model(sources: Sources, graphs: list[Graph]) -> Model:
         config=asdict(config),
         refiner_config=asdict(sources.refiner.config) if sources.refiner else None,
     )
-
-
-def environment() -> dict[str, str]:
-    """Return the versions of what took part in the build."""
-    found = {
-        "flowturbo_trt": flowturbo_trt.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-    }
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _plain(value: object) -> object:

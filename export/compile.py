@@ -8,11 +8,12 @@ from pathlib import Path
 from flowturbo_trt.bundle.manifest import Tensor
 from flowturbo_trt.sampling.errors import FlowTurboError
 
-# Backend → "module:function"; imported when asked for, so that none needs another's packages.
+# Backend → "module:function" (targets) → compiler; imported when asked for, so that none needs
+# another's packages.
 COMPILERS = {
-    "onnxruntime": "flowturbo_trt.export.compile_onnxruntime:compile_engine",
-    "tensorrt-rtx": "flowturbo_trt.export.compile_tensorrt:compile_rtx_engine",
-    "tensorrt": "flowturbo_trt.export.compile_tensorrt:compile_enterprise_engine",
+    "onnxruntime": "flowturbo_trt.export.compile_onnxruntime:open_compiler",
+    "tensorrt-rtx": "flowturbo_trt.export.compile_tensorrt:open_rtx",
+    "tensorrt": "flowturbo_trt.export.compile_tensorrt:open_enterprise",
 }
 DEFAULT_PRECISION = {"onnxruntime": "fp32", "tensorrt-rtx": "fp16", "tensorrt": "fp16"}
 
@@ -52,10 +53,14 @@ class CompiledEngine:
 Compiler = Callable[[EngineRequest, Path], CompiledEngine]
 
 
-def load_compiler(backend: str) -> Compiler:
-    """Return a backend's compile function (request, folder) → engine; raises CompileError."""
+def load_compiler(backend: str, targets: tuple[str, ...] = ()) -> Compiler:
+    """Return a backend's compile function (request, folder) → engine.
+
+    Raises CompileError for what is known before anything is exported: a backend that is unknown or not
+    installed, a target it does not build for.
+    """
     if backend not in COMPILERS:
         raise CompileError(f"unknown backend {backend!r}; known are {', '.join(COMPILERS)}")
     module, function = COMPILERS[backend].split(":")
-    compiler: Compiler = getattr(importlib.import_module(module), function)
+    compiler: Compiler = getattr(importlib.import_module(module), function)(targets)
     return compiler

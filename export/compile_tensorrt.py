@@ -6,23 +6,36 @@ them has is found by asking. Networks are strongly typed: their precision is wha
 
 import importlib
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from flowturbo_trt.export.compile import CompiledEngine, CompileError, EngineRequest
+from flowturbo_trt.export.compile import CompiledEngine, CompileError, Compiler, EngineRequest
 from flowturbo_trt.export.onnx_graph import load_graph, save_graph
 from flowturbo_trt.export.precision import lower_precision
 
 
-def compile_rtx_engine(request: EngineRequest, folder: Path) -> CompiledEngine:
-    """Compile with TensorRT for RTX; needs neither a GPU nor a driver."""
-    return compile_plan(_load("tensorrt_rtx", "tensorrt-rtx"), "tensorrt-rtx", request, folder)
+def open_rtx(targets: tuple[str, ...]) -> Compiler:
+    """Return the compiler of TensorRT for RTX, which needs neither a GPU nor a driver."""
+    return _open("tensorrt_rtx", "tensorrt-rtx", targets)
 
 
-def compile_enterprise_engine(request: EngineRequest, folder: Path) -> CompiledEngine:
-    """Compile with TensorRT for the GPU of this machine."""
-    return compile_plan(_load("tensorrt", "tensorrt"), "tensorrt", request, folder)
+def open_enterprise(targets: tuple[str, ...]) -> Compiler:
+    """Return the compiler of TensorRT, which builds for the GPU of this machine."""
+    return _open("tensorrt", "tensorrt", targets)
+
+
+def _open(module: str, backend: str, targets: tuple[str, ...]) -> Compiler:
+    try:
+        trt = importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        raise CompileError(
+            f"backend {backend} is not installed ({error}); pip install 'flowturbo_trt[{backend}]'"
+        ) from error
+    for target in targets:
+        _capability(trt, target, backend)
+    return partial(compile_plan, trt, backend)
 
 
 def compile_plan(trt: ModuleType, backend: str, request: EngineRequest, folder: Path) -> CompiledEngine:
@@ -50,15 +63,6 @@ def compile_plan(trt: ModuleType, backend: str, request: EngineRequest, folder: 
     path = folder / f"{request.name}.plan"
     path.write_bytes(memoryview(plan))
     return CompiledEngine((path,), f"{trt.__name__} {trt.__version__}", request.targets)
-
-
-def _load(module: str, extra: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except (ImportError, OSError) as error:
-        raise CompileError(
-            f"backend {extra} is not installed ({error}); pip install 'flowturbo_trt[{extra}]'"
-        ) from error
 
 
 def _logger(trt: ModuleType) -> Any:
@@ -113,21 +117,25 @@ def _profile(builder: Any, request: EngineRequest, batch: int) -> Any:
 
 def _set_targets(trt: ModuleType, config: Any, targets: tuple[str, ...], backend: str) -> None:
     """Restrict the plan to compute capabilities, e.g. ("8.9",); none leaves it portable."""
-    if not targets:
-        return
-    if not hasattr(config, "set_compute_capability"):
+    if targets:
+        config.num_compute_capabilities = len(targets)
+    for index, target in enumerate(targets):
+        config.set_compute_capability(_capability(trt, target, backend), index)
+
+
+def _capability(trt: ModuleType, target: str, backend: str) -> Any:
+    """Return TensorRT's name for a compute capability given as `8.9` or `sm89`."""
+    if not hasattr(trt, "ComputeCapability"):
         raise CompileError(f"{backend} builds for the GPU of this machine only; leave out --target")
     known = {
         name.removeprefix("SM"): member
         for name, member in trt.ComputeCapability.__members__.items()
         if name.startswith("SM")
     }
-    config.num_compute_capabilities = len(targets)
-    for index, target in enumerate(targets):
-        key = target.lower().removeprefix("sm").replace(".", "")
-        if key not in known:
-            raise CompileError(f"unknown target {target!r}; {backend} knows {', '.join(map(_dotted, known))}")
-        config.set_compute_capability(known[key], index)
+    key = target.lower().removeprefix("sm").replace(".", "")
+    if key not in known:
+        raise CompileError(f"unknown target {target!r}; {backend} knows {', '.join(map(_dotted, known))}")
+    return known[key]
 
 
 def _dotted(capability: str) -> str:

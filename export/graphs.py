@@ -15,8 +15,8 @@ from flowturbo_trt.export.onnx_graph import ExportError, export_graph, save_grap
 from flowturbo_trt.export.sources import Sources
 
 _TORCH_DTYPES = {"float32": torch.float32, "int64": torch.int64}
-# Batch of the sample inputs: at least 2, see export_graph.
-SAMPLE_BATCH = 2
+# Traced with at least 2, see export_graph; checked with another, lest the traced one has been built in.
+TRACED_BATCH, CHECKED_BATCH = 2, 3
 # Float32 against float32: what remains is the order of summation. Images may differ by a rounding.
 MAX_RELATIVE_ERROR = 1e-4
 MAX_LEVEL_ERROR = 1
@@ -31,6 +31,7 @@ class Exportable:
     module: nn.Module
     inputs: tuple[Tensor, ...]
     output: Tensor
+    labels: int = 1
 
     @property
     def file(self) -> str:
@@ -54,10 +55,9 @@ def exportables(sources: Sources, variants: tuple[str, ...]) -> Iterator[Exporta
 def export_one(item: Exportable, folder: Path) -> Graph:
     """Export one network to `folder`/onnx and compare it with torch; raises ExportError."""
     (folder / "onnx").mkdir(exist_ok=True)
-    sample = _sample(item)
-    model = export_graph(item.module, sample, item.output.name)
+    model = export_graph(item.module, _sample(item, TRACED_BATCH), item.output.name)
     files = save_graph(model, folder / "onnx" / item.file)
-    _check_against_torch(item, sample, files[0])
+    _check_against_torch(item, _sample(item, CHECKED_BATCH), files[0])
     first, *data = (file.relative_to(folder).as_posix() for file in files)
     return Graph(item.network, item.variant, first, tuple(data), item.inputs, (item.output,))
 
@@ -81,16 +81,16 @@ def _velocity_network(sources: Sources, name: str, variant: str) -> Exportable:
     output = Tensor("offset" if network.refines else "velocity", "float32", (BATCH, G, C, side, side))
     pruned = velocity_outputs_only(network)
     module = Guided(pruned, sources.guided_channels) if guided else Unguided(pruned)
-    return Exportable(name, variant, module, tuple(inputs), output)
+    return Exportable(name, variant, module, tuple(inputs), output, config.num_classes)
 
 
-def _sample(item: Exportable) -> dict[str, torch.Tensor]:
+def _sample(item: Exportable, batch: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     sample = {}
     for tensor in item.inputs:
-        shape = (SAMPLE_BATCH, *(int(size) for size in tensor.shape[1:]))
+        shape = (batch, *(int(size) for size in tensor.shape[1:]))
         if tensor.dtype == "int64":
-            sample[tensor.name] = torch.zeros(shape, dtype=torch.int64)
+            sample[tensor.name] = torch.arange(batch) % item.labels
         elif tensor.name == "time":
             sample[tensor.name] = torch.rand(shape, generator=generator)
         else:

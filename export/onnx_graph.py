@@ -10,12 +10,12 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from flowturbo_trt.bundle.manifest import BATCH
 from flowturbo_trt.export import onnx_rewrites
 from flowturbo_trt.sampling.errors import FlowTurboError
 
 # 20 has Gelu, 21 GroupNormalization, 22 a bfloat16 Conv that ONNX Runtime accepts.
 OPSET = 22
-BATCH = "batch"
 # A file past this size keeps its weights beside it: protobuf ends at 2 GiB, and a mapped file loads faster.
 EXTERNAL_DATA_BYTES = 256 * 2**20
 

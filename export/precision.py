@@ -9,6 +9,7 @@ runs in half precision on float32 statistics (its `stash_type`).
 
 from collections.abc import Iterable
 
+import numpy as np
 import onnx_ir as ir
 
 from flowturbo_trt.sampling.errors import FlowTurboError
@@ -153,6 +154,10 @@ class _Lowering:
     def _convert(self, value: ir.Value) -> ir.Value:
         assert value.const_value is not None
         array = value.const_value.numpy().astype(self.dtype.numpy())
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise PrecisionError(
+                f"{value.name} has values that {self.dtype.name} cannot hold; use bf16 or fp32"
+            )
         name = f"{value.name}_{self.dtype.name.lower()}"
         converted = ir.Value(name=name, shape=value.shape, type=ir.TensorType(self.dtype))
         converted.const_value = ir.tensor(array, dtype=self.dtype, name=name)

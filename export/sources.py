@@ -8,11 +8,10 @@ from flowturbo_trt.export.options import BuildError, BuildOptions
 from flowturbo_trt.models.autoencoder import Decoder, load_decoder
 from flowturbo_trt.models.checkpoints import (
     ConfigError,
+    given_config,
     load_checkpoint,
     load_predictor,
     load_refiner,
-    named_config,
-    read_config,
 )
 from flowturbo_trt.models.sit import SiT
 
@@ -36,9 +35,7 @@ class Sources:
 
 def load_sources(options: BuildOptions) -> Sources:
     """Load and check everything, cheapest mistakes first."""
-    given = named_config(options.model) if options.model else {}
-    if options.config:
-        given |= read_config(options.config)
+    given = given_config(options.model, options.config)
     checkpoint = load_checkpoint(options.predictor)
     predictor = load_predictor(checkpoint, given)
     provenance = {"predictor": checkpoint.provenance()}

@@ -70,7 +70,7 @@ def load_autoencoder(path: str | Path) -> tuple[AutoencoderKL, Checkpoint]:
     path = Path(path)
     weights_file = _weights_in(path) if path.is_dir() else path
     checkpoint = load_checkpoint(weights_file)
-    autoencoder = _build(weights_file.parent / "config.json")
+    autoencoder = _build(weights_file.parent / "config.json", in_folder=path.is_dir())
     weights = dict(checkpoint.weights)
     if any(".mid.block_1." in name for name in weights):
         weights = convert_ldm_vae_checkpoint(weights, autoencoder.config)
@@ -99,9 +99,12 @@ def _weights_in(folder: Path) -> Path:
     return found
 
 
-def _build(config_file: Path) -> AutoencoderKL:
+def _build(config_file: Path, *, in_folder: bool) -> AutoencoderKL:
     """Build the autoencoder of a configuration, without memory for its weights."""
     config = _read_config(config_file)
+    if not in_folder and "_class_name" not in config:
+        # Some other model's configuration that happens to lie beside the file.
+        config = STABLE_DIFFUSION_CONFIG
     try:
         with torch.device("meta"):
             autoencoder: AutoencoderKL = AutoencoderKL.from_config(config)

@@ -11,6 +11,8 @@ from pathlib import Path
 from flowturbo_trt.models.checkpoints import CheckpointError
 
 CACHE = "FLOWTURBO_TRT_CACHE"
+# Seconds without an answer after which a download is given up.
+TIMEOUT = 60
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ def _fetch(address: str, path: Path, progress: Callable[[str, int, int], None]) 
     partial = path.with_name(path.name + ".partial")
     progress(f"fetching {path.name}", 0, 1)
     try:
-        with urllib.request.urlopen(address) as response, partial.open("wb") as file:
+        with urllib.request.urlopen(address, timeout=TIMEOUT) as response, partial.open("wb") as file:
+            if response.headers.get_content_type() == "text/html":
+                raise CheckpointError(f"{address}: is a page, not a file; fetch it by hand and give its path")
             shutil.copyfileobj(response, file, length=2**20)
             expected = response.headers.get("Content-Length")
             if expected is not None and file.tell() != int(expected):

@@ -128,6 +128,18 @@ def named_config(name: str) -> dict[str, Any]:
     return dict(NAMED_MODELS[name])
 
 
+def given_config(model: str | None, config: str | Path | None) -> dict[str, Any]:
+    """Join what a published model's name and a configuration file tell; a contradiction is an error."""
+    named = named_config(model) if model else {}
+    read = read_config(config) if config else {}
+    for name in sorted(named.keys() & read.keys()):
+        if named[name] != read[name]:
+            raise ConfigError(
+                f"{name} is {named[name]} in {model}, {read[name]} in {config}; give one of them"
+            )
+    return named | read
+
+
 def inspect_shape(checkpoint: Checkpoint, *, refines: bool) -> dict[str, Any]:
     """Return the SiTConfig fields that the tensors tell: all but `num_heads`."""
     weights = checkpoint.weights

@@ -1,8 +1,7 @@
 """Engines on ONNX Runtime: on the CPU, or through its CUDA provider on a GPU."""
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnxruntime
@@ -57,8 +56,7 @@ class OnnxRuntimeEngine:
         # The sessions take turns: one that has finished must not keep a core busy waiting for its next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            with _silenced():
-                self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # its exceptions share no base class of their own
             raise BackendError(_explain(engine, providers, str(error))) from error
         wanted = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
@@ -85,16 +83,6 @@ class OnnxRuntimeEngine:
             session.run_with_iobinding(binding)
 
         return call
-
-
-@contextlib.contextmanager
-def _silenced() -> Iterator[None]:
-    """Keep ONNX Runtime from printing what is then raised as an error."""
-    onnxruntime.set_default_logger_severity(4)
-    try:
-        yield
-    finally:
-        onnxruntime.set_default_logger_severity(2)
 
 
 def _providers(device: str) -> list[Any]:

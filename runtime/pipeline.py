@@ -16,7 +16,7 @@ from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.runtime.backend import DEFAULT_BACKEND, Backend, Trajectory, load_backend
 from flowturbo_trt.runtime.batching import split
 from flowturbo_trt.runtime.request import Request, RequestError, make_request
-from flowturbo_trt.sampling.program import Program, StepMark
+from flowturbo_trt.sampling.program import NOISE, Program, StepMark
 from flowturbo_trt.sampling.schedule import Schedule, ScheduleError
 from flowturbo_trt.sampling.trace import trace
 
@@ -174,6 +174,8 @@ class Pipeline:
             program = self.manifest.programs[text][variant]
         else:
             program = _traced(text, variant)
+        if set(program.inputs) != {NOISE}:
+            raise ScheduleError(f"{text}: its program needs {sorted(program.inputs)}, here is only {NOISE}")
         if program.span != (0, 1):
             raise ScheduleError(
                 f"{text}: runs from {program.span[0]} to {program.span[1]}; generation needs 0 to 1"

@@ -67,11 +67,11 @@ class Schedule:
         match = _SCHEDULE.fullmatch(text)
         if match is None:
             raise ScheduleError(f"{text!r} is no schedule; expected {_GRAMMAR}")
-        groups = tuple((a or b, int(m or n)) for a, m, b, n in _GROUP.findall(match["groups"]))
         try:
+            groups = tuple((a or b, int(m or n)) for a, m, b, n in _GROUP.findall(match["groups"]))
             times = tuple(float(time) for time in match["times"].split(",")) if match["times"] else ()
         except ValueError as error:
-            raise ScheduleError(f"{text!r}: a time is not a number ({error})") from error
+            raise ScheduleError(f"{text[:80]!r}: a count or time is not a number ({error})") from error
         return cls(groups, times, match["reading"] or "reference")
 
     def __str__(self) -> str:

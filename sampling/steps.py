@@ -2,7 +2,7 @@
 
 A step is a pure function (field, x, passed, t, s) → (x, passed): it moves the state x from time t to
 s, h = s − t, and hands on the velocities that later steps may reuse. Called with arrays, the steps
-are the sampler; called with symbolic registers, `program.trace` records what they do.
+are the sampler; called with symbolic registers, `trace.trace` records what they do.
 
 Sums are written out term by term (x + a·d0 + b·d1): each is then one fused combination on a device,
 and floating-point addition in the written order is the same wherever it runs.
@@ -48,9 +48,12 @@ def heun(field: Field, x: Any, passed: Passed, t: float, s: float) -> tuple[Any,
 
 
 def pseudo_corrector(field: Field, x: Any, passed: Passed, t: float, s: float) -> tuple[Any, Passed]:
-    """Heun's step with the velocity passed on as its left end (FlowTurbo §3.3); 1 evaluation, order 2."""
+    """Heun's step with the velocity passed on as its left end (FlowTurbo §3.3); 1 evaluation, order 2.
+
+    Only a velocity for time t will do, as H and P pass on; after other steps, or none, it is evaluated.
+    """
     h = s - t
-    d0 = passed[-1][1] if passed else field.predict(x, t)
+    d0 = passed[-1][1] if passed and passed[-1][0] == t else field.predict(x, t)
     d1 = field.predict(x + h * d0, s)
     return x + h / 2 * d0 + h / 2 * d1, ((s, d1),)
 

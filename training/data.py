@@ -37,7 +37,8 @@ class LatentCache:
             raise DataError(f"{path}: no tensor {error}; a latent cache holds mean, std and label") from error
         except (OSError, SafetensorError) as error:
             raise DataError(f"{path}: cannot be read as a latent cache ({error})") from error
-        if cache.mean.shape != cache.std.shape or len(cache.label) != len(cache.mean) or cache.mean.ndim != 4:
+        rows = cache.mean.shape[:1]
+        if cache.mean.shape != cache.std.shape or cache.mean.ndim != 4 or cache.label.shape != rows:
             raise DataError(
                 f"{path}: mean {tuple(cache.mean.shape)}, std {tuple(cache.std.shape)} and label "
                 f"{tuple(cache.label.shape)} do not describe the same images"

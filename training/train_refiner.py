@@ -53,8 +53,8 @@ class TrainingConfig:
         for name in ("steps", "batch", "depth", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if not 0 <= self.seed < 2**23:
-            raise TrainingError(f"seed is {self.seed}, expected 0 to {2**23 - 1}")
+        if self.seed < 0:
+            raise TrainingError(f"seed is {self.seed}, expected at least 0")
         if not 0 < self.max_delta <= 1 or not 0 <= self.ema < 1 or not 0 <= self.label_drop <= 1:
             raise TrainingError("expected 0 < max_delta ≤ 1, 0 ≤ ema < 1 and 0 ≤ label_drop ≤ 1")
         if not self.learning_rate > 0 or self.weight_decay < 0:
@@ -82,6 +82,8 @@ def train_refiner(
     run = _Run(predictor, config, sources or {})
     run.resume(folder)
     _check_writable(folder)
+    if run.step > config.steps:
+        raise TrainingError(f"{folder}: has {run.step} steps already, more than the {config.steps} asked for")
     while run.step < config.steps:
         try:
             loss = run.advance(cache)
@@ -99,7 +101,7 @@ class _Run:
 
     def __init__(self, predictor: SiT, config: TrainingConfig, sources: Mapping[str, str]) -> None:
         self.config = config
-        self.identity = {**asdict(config), **sources}
+        self.identity = {**asdict(predictor.config), **asdict(config), **sources}
         self.predictor = predictor.eval().requires_grad_(False)
         self.step = 0
         self.losses: list[dict[str, float]] = []
@@ -173,6 +175,8 @@ class _Run:
     def resume(self, folder: Path) -> None:
         """Take up the state that `folder` holds, if any; refuse one that is of another run or damaged."""
         path = folder / CHECKPOINT
+        if not path.is_file() and (folder / WEIGHTS).exists():
+            raise TrainingError(f"{folder}: holds {WEIGHTS} but no {CHECKPOINT}; train into another folder")
         try:
             if path.is_file():
                 self._read_state(path)

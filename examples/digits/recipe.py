@@ -1,6 +1,6 @@
 """Train the digits model from nothing: `make digits`, about an hour on two cores.
 
-A stage whose output exists is skipped; an interrupted training of predictor or refiner is resumed.
+Run again after an interruption, it skips finished stages and resumes the predictor's or refiner's training.
 """
 
 import shutil
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -23,43 +22,16 @@ REFINER_FILE = WEIGHTS / "refiner.safetensors"
 REFINER = {"--steps": 3000, "--batch": 128, "--learning-rate": 5e-4, "--ema": 0.999, "--seed": 5}
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A step of the recipe: done when `output` exists and the `unfinished` checkpoint or folder does not."""
-
-    name: str
-    output: Path
-    run: Callable[[], None]
-    unfinished: Path | None = None
-
-    @property
-    def done(self) -> bool:
-        return self.output.exists() and not (self.unfinished and self.unfinished.exists())
-
-    def forget(self) -> None:
-        """Remove the output and the checkpoint."""
-        for path in (self.output, self.unfinished):
-            if path and path.is_dir():
-                shutil.rmtree(path)
-            elif path:
-                path.unlink(missing_ok=True)
-
-
-def stages(work: Path) -> list[Stage]:
+def stages(work: Path) -> dict[str, Callable[[], None]]:
     """Return the stages in order; the latent cache and the checkpoints go to `work`."""
-    cache, checkpoint, run = work / "latents.safetensors", work / "predictor.pt", work / "refiner"
-    return [
-        Stage("classifier", classifier.WEIGHTS_FILE, classifier.train_classifier),
-        Stage("autoencoder", autoencoder.DIRECTORY, autoencoder.train_autoencoder),
-        Stage("encode", cache, lambda: encode.encode_generator_split(cache)),
-        Stage(
-            "predictor",
-            train_predictor.WEIGHTS_FILE,
-            lambda: train_predictor.train_predictor(cache, checkpoint),
-            unfinished=checkpoint,
-        ),
-        Stage("refiner", REFINER_FILE, lambda: train_refiner(cache, run), unfinished=run),
-    ]
+    cache = work / "latents.safetensors"
+    return {
+        "classifier": classifier.train_classifier,
+        "autoencoder": autoencoder.train_autoencoder,
+        "encode": lambda: encode.encode_generator_split(cache),
+        "predictor": lambda: train_predictor.train_predictor(cache, work / "predictor.pt"),
+        "refiner": lambda: train_refiner(cache, work / "refiner"),
+    }
 
 
 def train_refiner(cache: Path, folder: Path) -> None:
@@ -75,31 +47,32 @@ def train_refiner(cache: Path, folder: Path) -> None:
     subprocess.run([sys.executable, ROOT / "flowturbo_trt.py", "train", *words], check=True)
     weights = load_file(folder / "refiner.safetensors")
     save_file({name: value.half().contiguous() for name, value in weights.items()}, REFINER_FILE)
-    shutil.rmtree(folder)
 
 
 @click.command()
-@click.option("--force", is_flag=True, help="Run every stage again, also where its output exists.")
+@click.option("--force", is_flag=True, help="Start anew instead of going on with what is done.")
 @click.option(
     "--work",
     type=click.Path(path_type=Path, file_okay=False),
     default=ROOT / "out" / "training",
-    help="Folder for the latent cache and checkpoints.",
+    help="Folder for the latent cache, the checkpoints and the record of finished stages.",
 )
 def main(force: bool, work: Path) -> None:
-    """Train the classifier, autoencoder, predictor and refiner of the digits model."""
+    """Train the digits model, replacing the weights of the example stage by stage."""
     work = work.resolve()
+    if force:
+        shutil.rmtree(work, ignore_errors=True)
     for folder in (work, WEIGHTS):
         folder.mkdir(parents=True, exist_ok=True)
-    for stage in stages(work):
-        if force:
-            stage.forget()
-        if stage.done:
-            click.echo(f"{stage.name}: {stage.output} exists, skipped", err=True)
+    for name, train in stages(work).items():
+        finished = work / f"{name}.finished"
+        if finished.exists():
+            click.echo(f"{name}: finished before, skipped", err=True)
             continue
         started = time.perf_counter()
-        stage.run()
-        click.echo(f"{stage.name}: done in {time.perf_counter() - started:.0f} s", err=True)
+        train()
+        finished.touch()
+        click.echo(f"{name}: {time.perf_counter() - started:.0f} s", err=True)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,13 @@ def test_opens_where_it_was_moved(folder: Path, tmp_path: Path) -> None:
     Bundle.open(moved).check_all()
 
 
+def test_unlisted_file_among_the_graphs(folder: Path) -> None:
+    """A graph could name it as its weights, which no hash would cover."""
+    (folder / "onnx" / "weights.bin").write_bytes(b"0")
+    with pytest.raises(BundleError, match=r"weights\.bin: is not part of the bundle"):
+        Bundle.open(folder)
+
+
 def test_unlisted_files_do_no_harm(folder: Path) -> None:
     (folder / "README.txt").write_text("notes")
     Bundle.open(folder).check_all()

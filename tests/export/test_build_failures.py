@@ -43,7 +43,7 @@ def failing_compiler(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> N
         (folder / "engine").write_text("engine")
         return CompiledEngine((folder / "engine",), "a compiler")
 
-    monkeypatch.setattr("flowturbo_trt.export.build.load_compiler", lambda backend: compile_engine)
+    monkeypatch.setattr("flowturbo_trt.export.build.load_compiler", lambda backend, targets: compile_engine)
 
 
 @pytest.mark.parametrize(

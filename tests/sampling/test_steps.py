@@ -227,3 +227,10 @@ def test_steps_pass_on_velocities_with_their_times() -> None:
     for kind, time in times.items():
         _, passed = step_function(kind, "reference")(ExactField(), x, (), 0.0, 0.1)
         assert [t for t, _ in passed] == [time]
+
+
+@pytest.mark.parametrize("text", ["E1P1", "AB2x1P1"])
+def test_pseudo_corrector_takes_no_velocity_of_another_time(text: str) -> None:
+    """After steps that pass on the left end's velocity it evaluates its own, as a Heun step would."""
+    assert Schedule.parse(text).evaluations()["predictor"] == 3
+    assert Schedule.parse("H1P1").evaluations()["predictor"] == 3
