@@ -136,15 +136,7 @@ def test_unknown_target(request_for_tests: EngineRequest, tmp_path: Path, target
 def test_flavour_without_targets(request_for_tests: EngineRequest, tmp_path: Path) -> None:
     """The enterprise flavour builds for the GPU it runs on."""
     spy = Spy()
-    config = type("Config", (), {"add_optimization_profile": lambda self, profile: 0})()
-    make_builder = spy.make_builder
-
-    def builder(log: Any) -> Any:
-        made = make_builder(log)
-        made.create_builder_config = lambda: config
-        return made
-
-    spy.Builder = builder  # type: ignore[attr-defined]
+    del spy.ComputeCapability
     with pytest.raises(CompileError, match=r"^tensorrt builds for the GPU of this machine only"):
         compile_plan(spy, "tensorrt", replace(request_for_tests, targets=("8.9",)), tmp_path)
 

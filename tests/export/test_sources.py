@@ -108,10 +108,10 @@ def test_configuration_that_contradicts_the_checkpoint(configured: Configured) -
         load_sources(configured(depth=2))
 
 
-def test_configuration_goes_before_the_named_model(configured: Configured) -> None:
-    """`--model` fills what `--config` leaves open; the checkpoint is the judge of both."""
-    options = replace(configured(num_heads=4), model="SiT-S/2")
-    assert load_sources(options).predictor.config.num_heads == 4
+def test_configuration_against_the_named_model(configured: Configured) -> None:
+    """`--model` fills what `--config` leaves open, and may not contradict it."""
+    with pytest.raises(ConfigError, match=r"depth is 12 in SiT-S/2, 1 in .*config\.json"):
+        load_sources(replace(configured(num_heads=4), model="SiT-S/2"))
 
 
 def test_named_model_of_another_shape(tiny_options: BuildOptions) -> None:

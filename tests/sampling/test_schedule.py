@@ -79,7 +79,7 @@ def test_custom_grid_and_reading() -> None:
         ("P4", 5, 0),
         ("AB2x8", 8, 0),
         ("AB4x16", 16, 0),
-        ("H1R1P2R1", 4, 4),
+        ("H1R1P2R1", 5, 4),
         ("H1P5R3:consistent", 7, 6),
         ("H1P5R3:single", 7, 3),
     ],
@@ -108,8 +108,8 @@ def test_evaluation_counts(text: str, predictor: int, refiner: int) -> None:
         pytest.param("H1@0,1.5", r"times must increase within 0 to 1", id="time above 1"),
         pytest.param("H1@0,nan", r"times must increase within 0 to 1", id="time not a number"),
         pytest.param("H1@0,inf", r"times must increase within 0 to 1", id="time infinite"),
-        pytest.param("H1@0,one", r"^'H1@0,one': a time is not a number", id="time in words"),
-        pytest.param("H1@0,,1", r"a time is not a number", id="time empty"),
+        pytest.param("H1@0,one", r"^'H1@0,one': a count or time is not a number", id="time in words"),
+        pytest.param("H1@0,,1", r"a count or time is not a number", id="time empty"),
         pytest.param("H1R1:fast", r"unknown refiner reading 'fast'.*reference, consistent", id="reading"),
         pytest.param("Heun8", r"^'Heun8' is no schedule; expected groups of E, H, P, R", id="garbage"),
         pytest.param("", r"^'' is no schedule", id="empty"),
@@ -124,7 +124,7 @@ def test_evaluation_counts(text: str, predictor: int, refiner: int) -> None:
         pytest.param("Hx8", r"is no schedule", id="x after one letter"),
         pytest.param("H1@", r"is no schedule", id="no times after @"),
         pytest.param("H1:", r"is no schedule", id="no reading after :"),
-        pytest.param("H1@0,1:single", r"a time is not a number", id="reading after the times"),
+        pytest.param("H1@0,1:single", r"a count or time is not a number", id="reading after the times"),
     ],
 )
 def test_rejects(text: str, message: str) -> None:

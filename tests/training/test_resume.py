@@ -224,7 +224,7 @@ def test_checkpoint_that_is_none(whole: Path, predictor: SiT, cache: LatentCache
     """A file of tensors without what a run needs, and a state with a part missing."""
     path = whole / "checkpoint.safetensors"
     state = load_file(path)
-    config = json.dumps(vars(CONFIG))
+    config = json.dumps({**vars(predictor.config), **vars(CONFIG)})
     save_file(state, path)
     assert_not_resumed(whole, predictor, cache)
     for name in ("weights/pos_embed", "average/pos_embed", "adam/x_embedder.proj.bias/exp_avg"):
@@ -238,4 +238,5 @@ def test_checkpoint_that_is_none(whole: Path, predictor: SiT, cache: LatentCache
 def test_checkpoint_of_another_predictor(whole: Path, predictor: SiT) -> None:
     other = SiT(replace(predictor.config, num_classes=7))
     cache = LatentCache(torch.randn(8, 2, 4, 4), torch.ones(8, 2, 4, 4), torch.arange(8) % 7)
-    assert_not_resumed(whole, other, cache)
+    with pytest.raises(TrainingError, match=r"was trained with num_classes=\d+, now 7"):
+        train_refiner(other, cache, CONFIG, whole)

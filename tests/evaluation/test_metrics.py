@@ -1,0 +1,45 @@
+"""Metrics against closed forms."""
+
+import numpy as np
+import pytest
+
+from flowturbo_trt.evaluation.metrics import (
+    bootstrap_interval,
+    frechet_distance,
+    relative_l2,
+    row_errors,
+)
+
+
+def whitened(generator: np.random.Generator, rows: int, features: int) -> np.ndarray:
+    """Draw rows whose sample mean is exactly 0 and whose sample covariance is exactly the identity."""
+    values = generator.standard_normal((rows, features))
+    values -= values.mean(axis=0)
+    return np.asarray(values @ np.linalg.inv(np.linalg.cholesky(np.cov(values, rowvar=False)).T))
+
+
+def test_frechet_distance_of_gaussians() -> None:
+    """For covariances AAᵀ and I: ‖μ‖² + tr(AAᵀ) + K − 2 tr((AAᵀ)^½)."""
+    generator = np.random.default_rng(0)
+    a, b = whitened(generator, 200, 3), whitened(generator, 300, 3)
+    scale = np.diag([2.0, 0.5, 1.0])
+    expected = 9 + np.sum((np.diag(scale) - 1) ** 2)
+    assert frechet_distance(a @ scale + [3, 0, 0], b) == pytest.approx(expected)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_errors() -> None:
+    expected = np.array([[3.0, 4.0], [0.0, 5.0]])
+    assert relative_l2(expected * 1.1, expected) == pytest.approx(0.1)
+    np.testing.assert_allclose(row_errors(expected * 1.1, expected), [0.5, 0.5])
+
+
+def test_bootstrap_interval_of_a_mean() -> None:
+    """About ± 1.96 standard errors, and mirrored: a statistic with a bias is corrected for it."""
+    values = np.random.default_rng(1).standard_normal(400)
+    low, high = bootstrap_interval(lambda i: float(values[i].mean()), 400)
+    error = values.std() / 20
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.3 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.3 * error)
+    low, high = bootstrap_interval(lambda i: len(set(i)) / 400, 400)
+    assert 1 < low < high
