@@ -157,9 +157,6 @@ class Manifest:
             f"rebuild it with --backend {backend}{' and --refiner' if network == 'refiner' else ''}"
         )
 
-    def has_engine(self, network: str, variant: str | None, backend: str) -> bool:
-        return any((e.network, e.variant, e.backend) == (network, variant, backend) for e in self.engines)
-
 
 def to_json(manifest: Manifest) -> str:
     """Return the manifest as JSON text; `from_json` gives an equal manifest back."""

@@ -67,9 +67,8 @@ class _Bar:
     def __call__(self, what: str, done: int, total: int) -> None:
         if total != self._total:
             self.__exit__()
-            show = lambda item: item or ""  # noqa: E731
             self._bar = click.progressbar(
-                length=total, file=self._stream, item_show_func=show, show_pos=True, width=24
+                length=total, file=self._stream, item_show_func=_text, show_pos=True, width=24
             )
             self._bar.__enter__()
             self._total = total
@@ -78,6 +77,10 @@ class _Bar:
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
+
+
+def _text(item: str | None) -> str:
+    return item or ""
 
 
 class _Lines:

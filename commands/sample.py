@@ -17,7 +17,7 @@ from flowturbo_trt.commands.files import (
     save_arrays,
     write_images,
 )
-from flowturbo_trt.runtime.pipeline import Pipeline, Step
+from flowturbo_trt.runtime.pipeline import Generated, Pipeline, Step
 from flowturbo_trt.runtime.request import Request, make_request
 from flowturbo_trt.sampling.schedule import Schedule
 
@@ -69,17 +69,9 @@ def command(
     given = None if noise is None else load_array(noise)
     request = make_request(pipeline.manifest.model, {"label": labels}, seeds, guidance, given)
     recorder = Recorder(pipeline, request, chosen) if trajectory else None
-    with console.progress() as progress:
-
-        def on_step(step: Step) -> None:
-            if recorder:
-                recorder.take(step)
-            done = step.rows.start * step.count + (step.rows.stop - step.rows.start) * (step.index + 1)
-            progress(f"sampling {chosen}", done, len(labels) * step.count)
-
-        started = time.perf_counter()
-        generated = pipeline.generate(request, chosen, decode=out is not None, on_step=on_step)
-        seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    generated = generate(console, pipeline, request, chosen, recorder, decode=out is not None)
+    seconds = time.perf_counter() - started
     if out is not None and generated.images is not None:
         write_images(generated.images, out, columns)
     if output_latents is not None:
@@ -98,6 +90,27 @@ def command(
         f"{len(labels)} images with {chosen} in {seconds:.2f} s "
         f"({1000 * seconds / len(labels):.1f} ms each): {', '.join(map(str, outputs))}",
     )
+
+
+def generate(
+    console: Console,
+    pipeline: Pipeline,
+    request: Request,
+    schedule: Schedule,
+    recorder: "Recorder | None",
+    *,
+    decode: bool,
+) -> Generated:
+    """Run a request with progress on the console and, if asked for, its trajectory recorded."""
+    with console.progress() as progress:
+
+        def on_step(step: Step) -> None:
+            if recorder:
+                recorder.take(step)
+            done = step.rows.start * step.count + (step.rows.stop - step.rows.start) * (step.index + 1)
+            progress(f"sampling {schedule}", done, len(request) * step.count)
+
+        return pipeline.generate(request, schedule, decode=decode, on_step=on_step)
 
 
 class Recorder:

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -219,7 +219,7 @@ def _reporter(
 
     def report(mark: StepMark, index: int) -> None:
         state, velocity = trajectory.state_after(mark)[used], trajectory.velocity_after(mark)[used]
-        preview = lambda: trajectory.preview(mark)  # noqa: E731
+        preview = partial(trajectory.preview, mark)
         on_step(Step(rows, index, count, mark.kind, mark.t, mark.s, state, velocity, preview))
 
     return report

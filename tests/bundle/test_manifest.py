@@ -200,7 +200,6 @@ def test_engine_by_name(data: Data) -> None:
     engine = manifest.engine("predictor", "guided", "onnxruntime")
     assert isinstance(engine, Engine)
     assert engine.file == "onnx/predictor.guided.onnx"
-    assert manifest.has_engine("predictor", "guided", "onnxruntime")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +213,6 @@ def test_engine_by_name(data: Data) -> None:
 )
 def test_engine_that_is_not_there(data: Data, network: str, variant: str | None, backend: str) -> None:
     manifest = read(data)
-    assert not manifest.has_engine(network, variant, backend)
     held = "predictor guided" if backend == "onnxruntime" else "none"
     with pytest.raises(BundleError, match=rf"no .*{network} engine for {backend} \(it has: {held}\)"):
         manifest.engine(network, variant, backend)

@@ -84,6 +84,7 @@ def test_damaged_checkpoint(golden_options: BuildOptions, tmp_path: Path, kind: 
         ({"config": None}, "num_heads"),
         ({"schedule": "R3"}, "starts with R"),
         ({"schedule": "H0"}, "has no steps"),
+        ({"schedule": "H1@0,0.5"}, "does not run from 0 to 1"),
         ({"schedule": "fast"}, "H1P5R3"),
         ({"refiner": None}, "need a refiner"),
         ({"batch": 0}, "at least 1"),
@@ -105,6 +106,14 @@ def test_refiner_of_another_predictor(
 ) -> None:
     check_one_line(build(golden_options, tmp_path / "out", refiner=tiny_options.refiner), "refiner for")
     check_one_line(build(golden_options, tmp_path / "out", refiner=golden_options.predictor), "not a refiner")
+
+
+def test_the_current_folder_is_not_replaced(
+    golden_options: BuildOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_one_line(build(golden_options, Path(".")), "cannot be replaced as a whole")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_places_that_cannot_be_written(golden_options: BuildOptions, tmp_path: Path) -> None:
@@ -189,3 +198,15 @@ def test_train(golden_options: BuildOptions, tmp_path: Path) -> None:
     check_one_line(run(*common, *out, "--data", cache, "--steps", 0), "steps is 0")
     check_one_line(run(*common, *out, "--data", cache, "--precision", "int4"), "bf16")
     assert not (tmp_path / "run").exists()
+
+
+def test_train_into_finished_weights(golden_options: BuildOptions, tmp_path: Path) -> None:
+    """Weights whose checkpoint is gone are a result; a new run does not write over them."""
+    cache, run_folder = tmp_path / "cache.safetensors", tmp_path / "run"
+    zeros = torch.zeros(20, 4, 8, 8)
+    save_file({"mean": zeros, "std": zeros.clone(), "label": torch.zeros(20, dtype=torch.int64)}, cache)
+    run_folder.mkdir()
+    (run_folder / "refiner.safetensors").write_bytes(b"precious")
+    words = ["--predictor", golden_options.predictor, "--config", golden_options.config, "--data", cache]
+    check_one_line(run("train", *words, "--out", run_folder), "no checkpoint.safetensors")
+    assert (run_folder / "refiner.safetensors").read_bytes() == b"precious"

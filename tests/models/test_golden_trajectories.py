@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowturbo_trt.evaluation.metrics import relative_l2
 from flowturbo_trt.models.sit import SiT
 from flowturbo_trt.sampling.reference import run, sample
 from flowturbo_trt.sampling.schedule import Schedule
@@ -54,10 +55,6 @@ def field(
     golden: Arrays, golden_config: dict[str, Any], golden_predictor: SiT, golden_refiner: SiT
 ) -> GuidedNetworks:
     return GuidedNetworks(golden_predictor, golden_refiner, torch.from_numpy(golden["y"]), golden_config)
-
-
-def relative_l2(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def halves(doubled: NDArray[Any]) -> NDArray[Any]:
