@@ -92,6 +92,7 @@ class Model:
     guidance: Guidance
     config: dict[str, Any]
     refiner_config: dict[str, Any] | None
+    decoder_config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if min(*self.latent, *(self.image or ())) < 1:
@@ -143,10 +144,12 @@ class Manifest:
                     f"expected one for each variant of the default schedule's, {sorted(variants)}"
                 )
 
-    def engine(self, network: str, variant: str | None, backend: str) -> Engine:
-        """Return the engine of a network variant for a backend."""
+    def engine(self, network: str, variant: str | None, backend: str, batch: int | None = None) -> Engine:
+        """Return the engine of a network variant for a backend, the one built for `batch` if given."""
         for engine in self.engines:
-            if (engine.network, engine.variant, engine.backend) == (network, variant, backend):
+            if (engine.network, engine.variant, engine.backend) == (network, variant, backend) and (
+                batch is None or batch in engine.batches
+            ):
                 return engine
         held = sorted(
             {f"{e.network} {e.variant or ''}".strip() for e in self.engines if e.backend == backend}
@@ -226,9 +229,16 @@ def _read(expected: Any, data: Any, where: str) -> Any:
 
 def _read_dataclass(expected: Any, data: dict[str, Any], where: str) -> Any:
     hints = typing.get_type_hints(expected)
-    if missing := [name for name in hints if name not in data]:
+    required = [f.name for f in dataclasses.fields(expected) if _is_required(f)]
+    if missing := [name for name in required if name not in data]:
         raise BundleError(f"{where}: {missing[0]!r} is missing")
-    return expected(**{name: _read(hint, data[name], f"{where}.{name}") for name, hint in hints.items()})
+    given = {name: hint for name, hint in hints.items() if name in data}
+    return expected(**{name: _read(hint, data[name], f"{where}.{name}") for name, hint in given.items()})
+
+
+def _is_required(field: "dataclasses.Field[Any]") -> bool:
+    # What was added to the format later has a default, for bundles written before.
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _read_union(options: tuple[Any, ...], data: Any, where: str) -> Any:

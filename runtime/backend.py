@@ -5,8 +5,8 @@ as often as wanted without allocating.
 """
 
 import importlib
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,13 @@ class Backend(Protocol):
 
     def bind(self, program: Program, batch: int) -> Trajectory:
         """Allocate a trajectory for programs of this shape."""
+        ...
+
+    def evaluate(self, network: str, variant: str | None, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """Call one engine once, on host arrays by input name whose rows are a batch it was built for.
+
+        For verification and calibration: it allocates its output. Raises BackendError.
+        """
         ...
 
 

@@ -4,16 +4,18 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from flowturbo_trt.bundle.manifest import Engine
+from flowturbo_trt.bundle.manifest import Engine, Tensor
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.runtime.backend import BackendError
 from flowturbo_trt.runtime.host_trajectory import HostTrajectory
 from flowturbo_trt.sampling.program import Evaluate, Program
 
 NAME = "onnxruntime"
+_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)": "uint8"}
 
 
 class OnnxRuntimeBackend:
@@ -35,6 +37,16 @@ class OnnxRuntimeBackend:
     def bind(self, program: Program, batch: int) -> HostTrajectory:
         return HostTrajectory(program, batch, self._bundle.manifest.model, self.engine)
 
+    def evaluate(self, network: str, variant: str | None, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        engine = self.engine(network, variant)
+        (described,) = engine.described.outputs
+        rows = len(inputs["state"])
+        output = np.empty((rows, *map(int, described.shape[1:])), dtype=described.dtype)
+        # Bound by address: what is sliced out of a larger array has to be whole.
+        whole = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        engine.bind(whole, {described.name: output})()
+        return output
+
     def engine(self, network: str, variant: str | None) -> "OnnxRuntimeEngine":
         key = (network, variant)
         if key not in self._engines:
@@ -47,6 +59,7 @@ class OnnxRuntimeEngine:
     """A session whose calls are bound to arrays (runtime.host_trajectory.HostEngine)."""
 
     def __init__(self, bundle: Bundle, engine: Engine, providers: list[Any], threads: int) -> None:
+        self.described = engine
         for file in engine.data:
             bundle.file(file)
         path = bundle.file(engine.file)
@@ -66,6 +79,8 @@ class OnnxRuntimeEngine:
                 f"ONNX Runtime could not start its {wanted}: it needs an NVIDIA GPU, and driver, CUDA and "
                 "cuDNN of the versions it was made for; install them, or use --device cpu"
             )
+        self._check_interface(engine.inputs, self._session.get_inputs())
+        self._check_interface(engine.outputs, self._session.get_outputs())
 
     def bind(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
@@ -80,9 +95,30 @@ class OnnxRuntimeEngine:
         held = (*inputs.values(), *outputs.values())
 
         def call(_held: tuple[NDArray[Any], ...] = held) -> None:
-            session.run_with_iobinding(binding)
+            try:
+                session.run_with_iobinding(binding)
+            except Exception as error:  # as above: out of memory, a device lost
+                reason = " ".join(str(error).split())[:300]
+                raise BackendError(f"{_name(self.described)}: ONNX Runtime failed: {reason}") from error
 
         return call
+
+    def _check_interface(self, described: tuple[Tensor, ...], found: list[Any]) -> None:
+        """Hold the file's tensors against the manifest's; a free batch axis serves every batch."""
+        tensors = {node.name: (_DTYPES.get(node.type, node.type), node.shape) for node in found}
+        for tensor in described:
+            dtype, shape = tensors.pop(tensor.name, ("nothing", []))
+            batch = shape[:1] if shape and isinstance(shape[0], int) else [tensor.shape[0]]
+            if (dtype, [*batch, *shape[1:]]) != (tensor.dtype, list(tensor.shape)):
+                raise BackendError(
+                    f"{_name(self.described)}: its {tensor.name} is {dtype} {shape} in "
+                    f"{self.described.file}, {tensor.dtype} {list(tensor.shape)} in the manifest; rebuild it"
+                )
+        if tensors:
+            raise BackendError(
+                f"{_name(self.described)}: {self.described.file} has {min(tensors)}, which the manifest "
+                "does not know; rebuild it"
+            )
 
 
 def _providers(device: str) -> list[Any]:
@@ -100,10 +136,14 @@ def _providers(device: str) -> list[Any]:
 
 
 def _explain(engine: Engine, providers: list[Any], reason: str) -> str:
-    what = f"{engine.network} {engine.variant or ''}".strip()
+    what = _name(engine)
     if "NOT_IMPLEMENTED" in reason and engine.precision == "bf16" and providers == ["CPUExecutionProvider"]:
         return (
             f"{what}: ONNX Runtime has no bf16 arithmetic on the CPU; use --device cuda, or rebuild with "
             "--precision onnxruntime=fp32"
         )
     return f"{what}: ONNX Runtime cannot load {engine.file}: {' '.join(reason.split())[:300]}"
+
+
+def _name(engine: Engine) -> str:
+    return f"{engine.network} {engine.variant or ''}".strip()

@@ -10,13 +10,13 @@ from flowturbo_trt.sampling.errors import FlowTurboError
 from flowturbo_trt.sampling.steps import REFINER, REFINER_READINGS, STEPS, Passed, step_function
 
 _COUNT = r"(?:0|[1-9]\d*)"
-_GROUP = re.compile(rf"(AB[2-4])x({_COUNT})|([EHPR])({_COUNT})")
-_SCHEDULE = re.compile(
-    rf"(?P<groups>(?:AB[2-4]x{_COUNT}|[EHPR]{_COUNT})+)(?::(?P<reading>[a-z]+))?(?:@(?P<times>.+))?"
-)
+# A step of one letter and its count, or a longer name, x and its count.
+_LONG, _SHORT = rf"([A-Z]{{2,}}\d*)x({_COUNT})", rf"([A-Z])({_COUNT})"
+_GROUP = re.compile(f"{_LONG}|{_SHORT}")
+_SCHEDULE = re.compile(rf"(?P<groups>(?:{_LONG}|{_SHORT})+)(?::(?P<reading>[a-z]+))?(?:@(?P<times>.+))?")
 _GRAMMAR = (
-    "groups of E, H, P, R with a count or AB2x, AB3x, AB4x with one, e.g. H1P5R3, H8, AB2x8; "
-    "optionally :READING of R and @t0,t1,…,tN"
+    f"groups of a step ({', '.join((*STEPS, REFINER))}) and a count, after x where the step has a long name, "
+    "e.g. H1P5R3, H8, AB2x8; optionally :READING of R and @t0,t1,…,tN"
 )
 # A program lists every step; past this a schedule is a slip of the finger.
 MAX_STEPS = 10_000

@@ -147,7 +147,7 @@ def test_schedule_as_text_or_object(golden_pipeline: Pipeline, schedule: str) ->
 @pytest.mark.parametrize(
     ("schedule", "words"),
     [
-        ("Z3", "'Z3' is no schedule"),
+        ("Z3", "unknown step 'Z'"),
         ("R2", "starts with R"),
         ("H2@0,0.5,0.9", "runs from 0.0 to 0.9; generation needs 0 to 1"),
         ("E1@0.5,1", "runs from 0.5 to 1.0; generation needs 0 to 1"),
