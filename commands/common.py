@@ -15,6 +15,8 @@ import click
 from flowturbo_trt.sampling.errors import FlowTurboError
 
 JSON_VERSION = 1
+# Exit status when a check (verify, a gate) did not hold.
+CHECK_FAILED = 3
 
 
 class Console:

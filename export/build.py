@@ -140,6 +140,7 @@ def describe_model(sources: Sources, graphs: list[Graph]) -> Model:
         guidance=Guidance(channels, velocity_halves(channels, config.in_channels), sources.default_guidance),
         config=asdict(config),
         refiner_config=asdict(sources.refiner.config) if sources.refiner else None,
+        decoder_config=sources.decoder.config if sources.decoder else None,
     )
 
 

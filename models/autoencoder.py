@@ -35,6 +35,8 @@ class Decoder(nn.Module):
     def __init__(self, autoencoder: AutoencoderKL) -> None:
         super().__init__()
         config = autoencoder.config
+        # What an AutoencoderKL of this shape is made with; the private entries are about files.
+        self.config = {name: value for name, value in config.items() if not name.startswith("_")}
         self.latent_channels: int = config.latent_channels
         self.scaling_factor: float = config.scaling_factor
         self.shift_factor: float = getattr(config, "shift_factor", None) or 0.0
