@@ -39,6 +39,7 @@ class Graph:
     data: tuple[str, ...]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    key: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Engine:
     """A network variant compiled for one backend at the given batch sizes.
 
     `file` is what the backend loads, `data` the files it needs beside it. `targets` are the compute
-    capabilities a GPU engine was compiled for, empty when portable or on the CPU.
+    capabilities a GPU engine was compiled for, empty when portable or on the CPU. `key` is what the
+    file depends on, part by part; empty where the file is a graph's.
     """
 
     network: str
@@ -60,6 +62,7 @@ class Engine:
     builder: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    key: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)

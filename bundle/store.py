@@ -1,15 +1,9 @@
-"""Bundles on disk: opened by one validating reader, written whole or not at all."""
+"""Bundles on disk, opened by one validating reader."""
 
-import contextlib
-import errno
 import hashlib
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from flowturbo_trt.bundle.manifest import BundleError, FileRecord, Manifest, from_json, to_json
+from flowturbo_trt.bundle.manifest import BundleError, FileRecord, Manifest, from_json
 
 MANIFEST = "manifest.json"
 
@@ -92,67 +86,3 @@ class Bundle:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Describe every file below a folder, by its path relative to it."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {f.relative_to(folder).as_posix(): FileRecord(f.stat().st_size, sha256(f)) for f in files}
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    (folder / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def replacing(out: Path) -> Iterator[Path]:
-    """Give a folder to write a bundle into; it becomes `out` when the block ends without an error.
-
-    Until then an older bundle at `out` stays untouched. Raises BundleError when `out` cannot be
-    written, or is something else than a bundle.
-    """
-    out = Path(os.path.abspath(out))
-    if out == Path.cwd() or out.is_mount():
-        raise BundleError(f"{out}: cannot be replaced as a whole; give a new folder below it")
-    if (out.exists() or out.is_symlink()) and not (out / MANIFEST).is_file() and not _is_empty_folder(out):
-        raise BundleError(f"{out}: exists and is no bundle; give a new path")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise BundleError(
-            f"{out}: cannot be written ({error.strerror}); give a path you may write to"
-        ) from error
-    try:
-        yield draft
-        draft.chmod(0o755)
-        _exchange(draft, out)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise BundleError(f"{out}: the disk is full; nothing was changed") from error
-        raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _exchange(draft: Path, out: Path) -> None:
-    """Put the draft in the place of `out`; whatever fails, one of the two bundles is there afterwards."""
-    if not out.exists():
-        os.rename(draft, out)
-        return
-    old = draft.with_name(f"{draft.name}.old")
-    try:
-        os.rename(out, old)
-        os.rename(draft, out)
-    except BaseException:
-        # An interrupt too must not lose the older bundle; another build's may be there by now.
-        if old.exists() and not out.exists():
-            os.rename(old, out)
-        raise
-    finally:
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())

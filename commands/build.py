@@ -13,6 +13,7 @@ from flowturbo_trt.export.build import build
 from flowturbo_trt.export.compile import COMPILERS
 from flowturbo_trt.export.options import BuildOptions
 from flowturbo_trt.models.catalogue import resolve
+from flowturbo_trt.runtime.backend import BACKENDS, DEFAULT_BACKEND
 
 
 @make_command(name="build", short_help="Compile checkpoints into a bundle of engines.")
@@ -56,6 +57,15 @@ from flowturbo_trt.models.catalogue import resolve
 @click.option(
     "--target", "targets", multiple=True, help="GPU compute capability, e.g. 8.9. Default: portable."
 )
+@click.option("--separate-plans", is_flag=True, help="A TensorRT plan for each batch size, not one for all.")
+@click.option(
+    "--strip", is_flag=True, help="Leave out float32 graphs that no engine loads (not for `verify`)."
+)
+@click.option(
+    "--preflight/--no-preflight",
+    default=BuildOptions.preflight,
+    help="Refuse to start with too little memory or disk. Default: refuse.",
+)
 @click.option("--download", is_flag=True, help="Fetch public models that are given by name.")
 def command(
     console: Console,
@@ -66,7 +76,7 @@ def command(
     config: Path | None,
     model: str | None,
     download: bool,
-    **lists: tuple[object, ...],
+    **others: object,
 ) -> None:
     """Compile checkpoints into a bundle of engines at OUT.
 
@@ -77,11 +87,16 @@ def command(
     names = {"predictor": predictor, "refiner": refiner, "decoder": None if decoder == "none" else decoder}
     given = {role: Path(name) for role, name in names.items() if name}
     # Made, and so checked, before anything is fetched.
-    options = BuildOptions(**given, config=config, model=model, **lists)  # type: ignore[arg-type]
+    options = BuildOptions(**given, config=config, model=model, **others)  # type: ignore[arg-type]
+    notes: list[str] = []
     with console.progress() as progress:
         found: dict[str, Any] = {
             role: resolve(name, download, progress) for role, name in names.items() if name
         }
-        bundle: Bundle = build(replace(options, **found), out, progress)
+        bundle: Bundle = build(replace(options, **found), out, progress, notes.append)
+    for note in notes:
+        console.info(note)
+    if not any(engine.backend in BACKENDS for engine in bundle.manifest.engines):
+        console.info(f"this version runs none of these engines yet; --backend {DEFAULT_BACKEND} adds some")
     size = sum(record.bytes for record in bundle.manifest.files.values())
     console.result({"command": "build", "bundle": str(out), "bytes": size}, summary(bundle))

@@ -86,18 +86,32 @@ def _text(item: str | None) -> str:
 
 
 class _Lines:
-    """For logs: the first line, the last, and at most one every SECONDS between."""
+    """For logs: the first line, the last, and at most one every SECONDS between, with the time left."""
 
     SECONDS = 2.0
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._next = 0.0
+        self._total = -1
+        self._started = 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if time.monotonic() >= self._next or done == total:
-            self._say(f"[{done}/{total}] {what}")
-            self._next = time.monotonic() + self.SECONDS
+        now = time.monotonic()
+        if total != self._total:
+            # Another count than before, of which nothing is known yet.
+            self._total, self._started = total, now
+        if now >= self._next or done == total:
+            self._say(f"[{done}/{total}{self._left(done, now)}] {what}")
+            self._next = now + self.SECONDS
+
+    def _left(self, done: int, now: float) -> str:
+        """Estimate the time left, once enough has passed to tell."""
+        passed = now - self._started
+        if done == 0 or done == self._total or passed < self.SECONDS:
+            return ""
+        minutes, seconds = divmod(round(passed * (self._total - done) / done), 60)
+        return f", {minutes}:{seconds:02} left"
 
 
 def make_command(**settings: Any) -> Callable[[Callable[..., None]], click.Command]:

@@ -1,10 +1,9 @@
 """`build`: from checkpoints to a bundle."""
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
 
 from flowturbo_trt.bundle.environment import versions
 from flowturbo_trt.bundle.manifest import (
@@ -17,43 +16,61 @@ from flowturbo_trt.bundle.manifest import (
     Manifest,
     Model,
 )
-from flowturbo_trt.bundle.store import Bundle, record_files, replacing, write_manifest
-from flowturbo_trt.export.compile import CompiledEngine, Compiler, EngineRequest, load_compiler
+from flowturbo_trt.bundle.store import Bundle
+from flowturbo_trt.export.compile import GPU_BACKENDS, Compiler, EngineRequest, load_compiler
 from flowturbo_trt.export.graphs import Exportable, export_one, exportables
+from flowturbo_trt.export.keys import engine_key, graph_key
 from flowturbo_trt.export.networks import velocity_halves
 from flowturbo_trt.export.options import BuildError, BuildOptions
+from flowturbo_trt.export.preflight import build_need, check_need
 from flowturbo_trt.export.sources import Sources, load_sources
+from flowturbo_trt.export.steps import Progress, Steps
+from flowturbo_trt.export.workspace import Workspace, open_workspace
 from flowturbo_trt.sampling.program import Program
 from flowturbo_trt.sampling.schedule import Schedule
 from flowturbo_trt.sampling.trace import trace
 
-# Told what is being done, how many pieces of work are done, and how many there are.
-Progress = Callable[[str, int, int], None]
-Work = TypeVar("Work", Exportable, Graph)
 LICENCE = "The weights keep the licence of their source checkpoints."
 
 
-def build(options: BuildOptions, out: Path, progress: Progress = lambda what, done, total: None) -> Bundle:
+def build(
+    options: BuildOptions,
+    out: Path,
+    progress: Progress = lambda what, done, total: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Bundle:
     """Build a bundle at `out`; an older one there is replaced only when all is done.
 
-    Raises FlowTurboError subclasses: before any long work for mistakes in the options, the checkpoints
-    or the place, later when a network cannot be exported or compiled.
+    What an interrupted build, or the older bundle, has finished is used again where everything it
+    depends on is the same; `say` is told so, and why other pieces are made anew. The log is beside the
+    bundle (OUT.build.log). Raises FlowTurboError subclasses: before any long work for mistakes in the
+    options, the checkpoints or the place, later when a network cannot be exported or compiled.
     """
     compilers = {backend: load_compiler(backend, options.targets) for backend in options.backends}
-    with replacing(out) as folder:
+    with open_workspace(out, say) as work:
         progress("reading the checkpoints", 0, 1)
         sources = load_sources(options)
         programs = trace_programs(options, sources)
-        networks = list(exportables(sources, options.variants))
-        work = _Counter(progress, len(networks) * (1 + len(compilers)))
-        graphs = [export_one(n, folder) for n in work.over(networks, "exporting")]
+        items = list(exportables(sources, options.variants))
+        steps = Steps(progress, {item.network: item.weight_bytes for item in items})
+        if options.preflight:
+            precisions = {backend: options.precision_of(backend) for backend in compilers}
+            need = build_need(steps.weight_bytes, options.backends, precisions, len(options.variants))
+            check_need(need, out)
+        model, provenance = describe_model(sources, items), sources.provenance
+        steps.plan([item.network for item in items], len(compilers))
+        graphs = [export_graph(item, provenance[item.network], work, steps) for item in items]
+        # From here on the memory is the compilers'.
+        del sources, items
         engines = [
-            compile_one(graph, backend, compiler, options, folder)
+            engine
             for backend, compiler in compilers.items()
-            for graph in work.over(graphs, f"compiling for {backend}:")
+            for graph in graphs
+            for engine in compile_engines(graph, backend, compiler, options, work, steps)
         ]
-        work.done("writing the manifest")
-        write_manifest(folder, describe(options, sources, programs, graphs, engines, folder))
+        steps.end("writing the manifest")
+        kept = [] if options.strip else graphs
+        work.publish(describe(options, model, provenance, programs, kept, engines, work))
     return Bundle.open(out)
 
 
@@ -69,68 +86,98 @@ def trace_programs(options: BuildOptions, sources: Sources) -> dict[str, dict[st
     return {str(s): {variant: trace(s, variant) for variant in options.variants} for s in schedules}
 
 
-def compile_one(
-    graph: Graph, backend: str, compiler: Compiler, options: BuildOptions, folder: Path
-) -> Engine:
-    """Compile one graph for one backend and describe the engine."""
+def export_graph(item: Exportable, weights: dict[str, str], work: Workspace, steps: Steps) -> Graph:
+    """Export one network, unless it is there already, and describe its graph."""
+    steps.begin(f"exporting {item.network}", item.network)
+    key = graph_key(item, weights)
+    name = f"onnx {item.network} {item.variant or ''}".rstrip()
+    first, *data = work.piece(name, "onnx", key, lambda folder: export_one(item, folder)).files
+    return Graph(item.network, item.variant, first, tuple(data), item.inputs, (item.output,), key)
+
+
+def compile_engines(
+    graph: Graph, backend: str, compiler: Compiler, options: BuildOptions, work: Workspace, steps: Steps
+) -> list[Engine]:
+    """Compile one graph for one backend: an engine for all batch sizes, or one for each."""
     precision = options.precision_of(backend)
-    request = EngineRequest(
-        graph.network,
-        graph.variant,
-        folder / graph.file,
-        graph.inputs,
-        graph.outputs,
-        precision,
-        options.batches,
-        options.targets,
-    )
-    compiled: CompiledEngine = compiler(request, folder / "engines" / backend)
-    first, *data = (file.relative_to(folder).as_posix() for file in compiled.files)
+    separate = options.separate_plans and backend in GPU_BACKENDS
+    parts = [(batch,) for batch in options.batches] if separate else [options.batches]
+    engines = []
+    for batches in parts:
+        steps.begin(f"compiling for {backend}: {graph.network}", graph.network, len(parts))
+        request = EngineRequest(
+            graph.network,
+            graph.variant,
+            work.draft / graph.file,
+            graph.inputs,
+            graph.outputs,
+            precision,
+            batches,
+            separate,
+        )
+        engines.append(compile_engine(request, graph, backend, compiler, work))
+    return engines
+
+
+def compile_engine(
+    request: EngineRequest, graph: Graph, backend: str, compiler: Compiler, work: Workspace
+) -> Engine:
+    """Compile one engine, unless it is there already, and describe it."""
+    key: dict[str, str] = {}
+    files = [graph.file, *graph.data]
+    if request.precision not in compiler.as_is:
+        key = engine_key(request, {file: work.files[file] for file in files}, backend, compiler)
+        name = f"{backend} {request.network} {request.variant or ''}".rstrip()
+        place = f"engines/{backend}"
+        files = list(work.piece(name, place, key, lambda folder: compiler.compile(request, folder)).files)
     return Engine(
-        graph.network,
-        graph.variant,
+        request.network,
+        request.variant,
         backend,
-        precision,
-        options.batches,
-        first,
-        tuple(data),
-        compiled.targets,
-        compiled.builder,
-        graph.inputs,
-        graph.outputs,
+        request.precision,
+        request.batches,
+        files[0],
+        tuple(files[1:]),
+        compiler.targets,
+        compiler.builder,
+        request.inputs,
+        request.outputs,
+        key,
     )
 
 
 def describe(
     options: BuildOptions,
-    sources: Sources,
+    model: Model,
+    provenance: dict[str, dict[str, str]],
     programs: dict[str, dict[str, Program]],
     graphs: list[Graph],
     engines: list[Engine],
-    folder: Path,
+    work: Workspace,
 ) -> Manifest:
     """Write down what was built, from what, with what."""
+    needed = sorted({file for item in (*graphs, *engines) for file in (item.file, *item.data)})
     return Manifest(
         format=FORMAT,
         version=FORMAT_VERSION,
-        model=describe_model(sources, graphs),
+        model=model,
         batches=tuple(sorted(options.batches)),
         default_schedule=next(iter(programs)),
         programs=programs,
         graphs=tuple(graphs),
         engines=tuple(engines),
-        files=record_files(folder),
-        sources=sources.provenance,
+        files={file: work.files[file] for file in needed},
+        sources=provenance,
         options={name: _plain(value) for name, value in asdict(options).items()},
         environment=versions() | {"platform": platform.platform()},
         licence=LICENCE,
     )
 
 
-def describe_model(sources: Sources, graphs: list[Graph]) -> Model:
+def describe_model(sources: Sources, items: list[Exportable]) -> Model:
     config = sources.predictor.config
-    decoder = next((graph for graph in graphs if graph.network == "decoder"), None)
-    image = None if decoder is None else tuple(int(size) for size in decoder.outputs[0].shape[1:3])
+    decoder = next((item for item in items if item.network == "decoder"), None)
+    image = None if decoder is None else tuple(int(size) for size in decoder.output.shape[1:3])
     channels = sources.guided_channels
     return Model(
         family="sit",
@@ -149,19 +196,3 @@ def _plain(value: object) -> object:
     if isinstance(value, Path):
         return value.name
     return list(value) if isinstance(value, tuple) else value
-
-
-class _Counter:
-    """Reports progress over several lists of work as one."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress, self._total, self._count = progress, total, 0
-
-    def over(self, items: Sequence[Work], verb: str) -> Iterator[Work]:
-        for item in items:
-            self._progress(f"{verb} {item.network}", self._count, self._total)
-            yield item
-            self._count += 1
-
-    def done(self, what: str) -> None:
-        self._progress(what, self._total, self._total)

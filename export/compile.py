@@ -15,6 +15,8 @@ COMPILERS = {
     "tensorrt-rtx": "flowturbo_trt.export.compile_tensorrt:open_rtx",
     "tensorrt": "flowturbo_trt.export.compile_tensorrt:open_enterprise",
 }
+# Those whose engines are plans for a GPU.
+GPU_BACKENDS = ("tensorrt-rtx", "tensorrt")
 DEFAULT_PRECISION = {"onnxruntime": "fp32", "tensorrt-rtx": "fp16", "tensorrt": "fp16"}
 
 
@@ -33,28 +35,32 @@ class EngineRequest:
     outputs: tuple[Tensor, ...]
     precision: str
     batches: tuple[int, ...]
-    targets: tuple[str, ...]
+    separate: bool = False
 
     @property
     def name(self) -> str:
-        """A file name without suffix, e.g. `predictor.guided.fp16`."""
-        return ".".join(part for part in (self.network, self.variant, self.precision) if part)
+        """A file name without suffix, e.g. `predictor.guided.fp16`, or `….b8` when batches are apart."""
+        batches = f"b{'-'.join(map(str, self.batches))}" if self.separate else None
+        return ".".join(part for part in (self.network, self.variant, self.precision, batches) if part)
 
 
 @dataclass(frozen=True)
-class CompiledEngine:
-    """The files a backend loads (first) and needs beside it, and what compiled them."""
+class Compiler:
+    """What compiles for one backend: `compile` (request, folder) returns the files it wrote there.
 
-    files: tuple[Path, ...]
+    The first of them is what the backend loads. `builder` names package and version, and the GPU where
+    engines are bound to one; `targets` are the compute capabilities compiled for. In the precisions
+    `as_is` the backend loads the float32 graph itself.
+    """
+
     builder: str
+    compile: Callable[[EngineRequest, Path], tuple[Path, ...]]
     targets: tuple[str, ...] = ()
-
-
-Compiler = Callable[[EngineRequest, Path], CompiledEngine]
+    as_is: tuple[str, ...] = ()
 
 
 def load_compiler(backend: str, targets: tuple[str, ...] = ()) -> Compiler:
-    """Return a backend's compile function (request, folder) → engine.
+    """Return a backend's compiler.
 
     Raises CompileError for what is known before anything is exported: a backend that is unknown or not
     installed, a target it does not build for.

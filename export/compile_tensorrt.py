@@ -5,13 +5,14 @@ them has is found by asking. Networks are strongly typed: their precision is wha
 """
 
 import importlib
+import subprocess
 import tempfile
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from flowturbo_trt.export.compile import CompiledEngine, CompileError, Compiler, EngineRequest
+from flowturbo_trt.export.compile import CompileError, Compiler, EngineRequest
 from flowturbo_trt.export.onnx_graph import load_graph, save_graph
 from flowturbo_trt.export.precision import lower_precision
 
@@ -35,10 +36,30 @@ def _open(module: str, backend: str, targets: tuple[str, ...]) -> Compiler:
         ) from error
     for target in targets:
         _capability(trt, target, backend)
-    return partial(compile_plan, trt, backend)
+    builder = f"{trt.__name__} {trt.__version__}"
+    if not hasattr(trt, "ComputeCapability"):
+        builder += f" for {_gpu(backend)}"
+    return Compiler(builder, partial(compile_plan, trt, backend, targets), targets)
 
 
-def compile_plan(trt: ModuleType, backend: str, request: EngineRequest, folder: Path) -> CompiledEngine:
+def _gpu(backend: str) -> str:
+    """Return name and driver of the GPU that an engine of the enterprise flavour is bound to."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        found = ""
+    if not found.strip():
+        raise CompileError(
+            f"backend {backend} builds on the GPU it is to run on, and this machine has none that "
+            "nvidia-smi shows; build there, or use --backend tensorrt-rtx, which needs none"
+        )
+    return found.splitlines()[0]
+
+
+def compile_plan(
+    trt: ModuleType, backend: str, targets: tuple[str, ...], request: EngineRequest, folder: Path
+) -> tuple[Path, ...]:
     """Build one plan whose profiles fix the batch (min = opt = max), so that its weights are held once."""
     log = _logger(trt)
     builder = trt.Builder(log)
@@ -47,22 +68,35 @@ def compile_plan(trt: ModuleType, backend: str, request: EngineRequest, folder: 
             f"{backend}: cannot start ({log.last()}); TensorRT needs an NVIDIA GPU and driver to build"
         )
     network = builder.create_network(_network_flags(trt))
-    with tempfile.TemporaryDirectory() as scratch:
-        model = lower_precision(load_graph(request.graph), request.precision)
-        source = save_graph(model, Path(scratch) / "network.onnx")[0]
+    # Beside the plan and not in the system's folder, which may be in memory: it is as large.
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        source = _lowered(request, Path(scratch))
         _parse(trt, network, source, log, f"{backend}, {request.name}")
         _check_interface(network, request, backend)
         config = builder.create_builder_config()
         for batch in request.batches:
             config.add_optimization_profile(_profile(builder, request, batch))
-        _set_targets(trt, config, request.targets, backend)
+        _set_flags(trt, config, request.precision)
+        _set_targets(trt, config, targets, backend)
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise CompileError(f"{backend} refused {request.name}: {log.last()}")
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{request.name}.plan"
     path.write_bytes(memoryview(plan))
-    return CompiledEngine((path,), f"{trt.__name__} {trt.__version__}", request.targets)
+    return (path,)
+
+
+def _lowered(request: EngineRequest, folder: Path) -> Path:
+    """Write the graph in the request's precision; its weights leave this process's memory with the model."""
+    model = lower_precision(load_graph(request.graph), request.precision)
+    return save_graph(model, folder / "network.onnx")[0]
+
+
+def _set_flags(trt: ModuleType, config: Any, precision: str) -> None:
+    # On by default, and then float32 products are computed with 10 bits of mantissa.
+    tf32 = getattr(trt.BuilderFlag, "TF32", None)
+    if precision == "fp32" and tf32 is not None:
+        config.clear_flag(tf32)
 
 
 def _logger(trt: ModuleType) -> Any:

@@ -1,15 +1,16 @@
 """The networks of a bundle as float32 ONNX graphs, each checked against torch as it is written."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
 from torch import nn
 
-from flowturbo_trt.bundle.manifest import BATCH, Graph, Tensor
+from flowturbo_trt.bundle.manifest import BATCH, Tensor
 from flowturbo_trt.export.networks import Guided, Unguided, velocity_halves, velocity_outputs_only
 from flowturbo_trt.export.onnx_graph import ExportError, export_graph, save_graph
 from flowturbo_trt.export.sources import Sources
@@ -17,6 +18,8 @@ from flowturbo_trt.export.sources import Sources
 _TORCH_DTYPES = {"float32": torch.float32, "int64": torch.int64}
 # Traced with at least 2, see export_graph; checked with another, lest the traced one has been built in.
 TRACED_BATCH, CHECKED_BATCH = 2, 3
+# Of a decoder one image is checked: it has no rows that differ in kind, and at full size costs seconds each.
+CHECKED_IMAGES = 1
 # Float32 against float32: what remains is the order of summation. Images may differ by a rounding.
 MAX_RELATIVE_ERROR = 1e-4
 MAX_LEVEL_ERROR = 1
@@ -24,14 +27,19 @@ MAX_LEVEL_ERROR = 1
 
 @dataclass(frozen=True)
 class Exportable:
-    """A module with the interface that bundle/FORMAT.md gives its engine."""
+    """A module with the interface that bundle/FORMAT.md gives its engine; `shape` is all it was made with."""
 
     network: str
     variant: str | None
     module: nn.Module
     inputs: tuple[Tensor, ...]
     output: Tensor
+    shape: dict[str, Any]
     labels: int = 1
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.module.state_dict().values())
 
     @property
     def file(self) -> str:
@@ -49,17 +57,18 @@ def exportables(sources: Sources, variants: tuple[str, ...]) -> Iterator[Exporta
         side = config.input_size * sources.decoder.upsampling
         state = Tensor("state", "float32", (BATCH, config.in_channels, config.input_size, config.input_size))
         image = Tensor("image", "uint8", (BATCH, side, side, 3))
-        yield Exportable("decoder", None, sources.decoder, (state,), image)
+        yield Exportable("decoder", None, sources.decoder, (state,), image, sources.decoder.config)
 
 
-def export_one(item: Exportable, folder: Path) -> Graph:
-    """Export one network to `folder`/onnx and compare it with torch; raises ExportError."""
-    (folder / "onnx").mkdir(exist_ok=True)
+def export_one(item: Exportable, folder: Path) -> list[Path]:
+    """Export one network into `folder`, compare it with torch and return its files; raises ExportError."""
     model = export_graph(item.module, _sample(item, TRACED_BATCH), item.output.name)
-    files = save_graph(model, folder / "onnx" / item.file)
-    _check_against_torch(item, _sample(item, CHECKED_BATCH), files[0])
-    first, *data = (file.relative_to(folder).as_posix() for file in files)
-    return Graph(item.network, item.variant, first, tuple(data), item.inputs, (item.output,))
+    files = save_graph(model, folder / item.file)
+    # The exporter's copies of the weights go before the comparison brings its own.
+    del model
+    rows = CHECKED_IMAGES if item.network == "decoder" else CHECKED_BATCH
+    _check_against_torch(item, _sample(item, rows), files[0])
+    return files
 
 
 def _velocity_network(sources: Sources, name: str, variant: str) -> Exportable:
@@ -81,7 +90,8 @@ def _velocity_network(sources: Sources, name: str, variant: str) -> Exportable:
     output = Tensor("offset" if network.refines else "velocity", "float32", (BATCH, G, C, side, side))
     pruned = velocity_outputs_only(network)
     module = Guided(pruned, sources.guided_channels) if guided else Unguided(pruned)
-    return Exportable(name, variant, module, tuple(inputs), output, config.num_classes)
+    shape = asdict(config) | {"guided_channels": sources.guided_channels if guided else 0}
+    return Exportable(name, variant, module, tuple(inputs), output, shape, config.num_classes)
 
 
 def _sample(item: Exportable, batch: int) -> dict[str, torch.Tensor]:
@@ -101,7 +111,10 @@ def _sample(item: Exportable, batch: int) -> dict[str, torch.Tensor]:
 def _check_against_torch(item: Exportable, sample: dict[str, torch.Tensor], file: Path) -> None:
     with torch.no_grad():
         expected = item.module(**sample).numpy().astype(np.float32)
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    # Packed weights are a second copy, which pays for itself only in many calls.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {name: value.numpy() for name, value in sample.items()})
     difference = np.asarray(found, dtype=np.float32) - expected
     if item.output.dtype == "uint8":

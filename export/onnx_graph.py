@@ -45,7 +45,13 @@ def export_graph(module: nn.Module, inputs: dict[str, Tensor], output: str) -> i
         )
     if program is None:
         raise ExportError(f"torch exported nothing for {type(module).__name__}")
-    onnx_rewrites.apply(program.model, (onnx_rewrites.strip_metadata, onnx_rewrites.check_batch))
+    shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    rewrites = (
+        onnx_rewrites.name_weights(shapes),
+        onnx_rewrites.strip_metadata,
+        onnx_rewrites.check_batch,
+    )
+    onnx_rewrites.apply(program.model, rewrites)
     return program.model
 
 

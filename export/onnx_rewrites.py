@@ -4,13 +4,26 @@ A rewrite is a function (model) → number of changes. One that finds the graph 
 RewriteError; `apply` names it.
 """
 
-from collections.abc import Callable, Sequence
+import ast
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
 from flowturbo_trt.sampling.errors import FlowTurboError
 
 Rewrite = Callable[[ir.Model], int]
+# The exporter's note on a node: the modules around it, outermost first, and the name of the operation.
+SCOPES = "pkg.torch.onnx.name_scopes"
+# Which inputs of an operator hold which parameter of its module.
+ROLES: dict[str, dict[int, str]] = {
+    "Add": {0: "bias", 1: "bias"},
+    "Conv": {1: "weight", 2: "bias"},
+    "Gather": {0: "weight"},
+    "Gemm": {1: "weight", 2: "bias"},
+    "GroupNormalization": {1: "weight", 2: "bias"},
+    "LayerNormalization": {1: "weight", 2: "bias"},
+    "MatMul": {1: "weight"},
+}
 
 
 class RewriteError(FlowTurboError):
@@ -44,6 +57,64 @@ def strip_metadata(model: ir.Model) -> int:
     model.metadata_props.clear()
     model.graph.doc_string = model.doc_string = None
     return count
+
+
+def name_weights(parameters: Mapping[str, Sequence[int]]) -> Rewrite:
+    """Make the rewrite that gives every parameter of a module, known by name and shape, its initializer.
+
+    The exporter transposes the weights of linear layers into nameless constants, and lets parameters
+    with equal content (of layers not trained yet) share one initializer under the name of the first. A
+    MatMul's weight keeps its layout (in,out). Biases of zeros, which the exporter leaves out, stay out.
+    To be run before `strip_metadata`, since the exporter's notes tell a node's module.
+    """
+
+    def name_weights(model: ir.Model) -> int:
+        count = sum(
+            _name_input(model.graph, node, slot, name, tuple(parameters[name]))
+            for node in model.graph
+            for slot, name in _parameters_of(node)
+            if name in parameters
+        )
+        for name in parameters:
+            if name not in model.graph.initializers and not name.endswith(".bias"):
+                raise RewriteError(f"the parameter {name} is nowhere in the graph, expected an initializer")
+        return count
+
+    return name_weights
+
+
+def is_transposed(node: ir.Node) -> bool:
+    """Return whether a node takes its weight as (in,out), where torch has (out,in)."""
+    return node.op_type == "MatMul" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 0)
+
+
+def _parameters_of(node: ir.Node) -> Iterator[tuple[int, str]]:
+    """Yield the inputs of a node that are constants, with the name of the parameter each would be."""
+    scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+    for slot, role in ROLES.get(node.op_type, {}).items():
+        value = node.inputs[slot] if slot < len(node.inputs) else None
+        if len(scopes) > 1 and value is not None and value.is_initializer():
+            yield slot, ".".join(part for part in (scopes[-2], role) if part)
+
+
+def _name_input(graph: ir.Graph, node: ir.Node, slot: int, name: str, shape: tuple[int, ...]) -> int:
+    """Let an input be the initializer `name`, of its own where it is shared; return the number of changes."""
+    value = node.inputs[slot]
+    assert value is not None
+    assert value.const_value is not None
+    if value.name == name:
+        return 0
+    found = tuple(value.const_value.shape.numpy())
+    if found != (shape[::-1] if is_transposed(node) else shape):
+        raise RewriteError(f"{value.name} of shape {list(found)} is in place of {name} {list(shape)}")
+    if name not in graph.initializers:
+        own = ir.Value(name=name, shape=value.shape, type=value.type)
+        own.const_value = ir.tensor(value.const_value.numpy(), name=name)
+        graph.register_initializer(own)
+    node.replace_input_with(slot, graph.initializers[name])
+    if not value.uses():
+        del graph.initializers[str(value.name)]
+    return 1
 
 
 def check_batch(model: ir.Model) -> int:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowturbo_trt.export.compile import COMPILERS, DEFAULT_PRECISION, CompileError
+from flowturbo_trt.export.compile import COMPILERS, DEFAULT_PRECISION, GPU_BACKENDS, CompileError
 from flowturbo_trt.export.precision import PRECISIONS, PrecisionError
 from flowturbo_trt.sampling.errors import FlowTurboError
 from flowturbo_trt.sampling.program import VARIANTS
@@ -20,7 +20,9 @@ class BuildOptions:
 
     `precisions` are `PRECISION` for all backends or `BACKEND=PRECISION`; `schedules` default to the
     configuration's, else H1P5R3 with a refiner and H8 without, the first being the bundle's default;
-    `targets` are GPU compute capabilities (`8.9`), none for portable engines.
+    `targets` are GPU compute capabilities (`8.9`), none for portable engines. `separate_plans` makes a
+    TensorRT plan for each batch size instead of one for all; `strip` leaves out the float32 graphs that
+    no engine needs; `preflight` refuses what the machine has too little memory or disk for.
     """
 
     predictor: Path
@@ -34,6 +36,9 @@ class BuildOptions:
     variants: tuple[str, ...] = ("guided",)
     schedules: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+    separate_plans: bool = False
+    strip: bool = False
+    preflight: bool = True
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
@@ -55,6 +60,9 @@ class BuildOptions:
             raise BuildError(
                 f"target {self.targets[0]} is for GPU engines; add --backend tensorrt-rtx or leave it out"
             )
+
+        if self.separate_plans and not set(GPU_BACKENDS) & set(self.backends):
+            raise BuildError("--separate-plans is for TensorRT; add --backend tensorrt-rtx or leave it out")
 
     def precision_of(self, backend: str) -> str:
         """Return a backend's precision: its own, else the one given for all, else its default."""

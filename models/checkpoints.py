@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -86,7 +87,9 @@ def _read(path: Path) -> Mapping[str, Any]:
             return load_file(path)
         # Published checkpoints carry their training arguments; a Namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped where the format allows it: large checkpoints then are not copied into memory.
+            mapped = zipfile.is_zipfile(path)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
         raise CheckpointError(

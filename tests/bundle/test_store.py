@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flowturbo_trt.bundle.manifest import BundleError
-from flowturbo_trt.bundle.store import Bundle, record_files, sha256
+from flowturbo_trt.bundle.store import Bundle, sha256
 
 GRAPH = "onnx/predictor.guided.onnx"
 CONTENT = b"a stand-in for a graph\n"
@@ -180,11 +180,3 @@ def test_no_file_is_read_before_all_are_checked(folder: Path, monkeypatch: pytes
         "flowturbo_trt.bundle.store.sha256", lambda path: pytest.fail(f"{path} was read too early")
     )
     rejected(folder, "second.onnx", "is missing")
-
-
-def test_record_files(folder: Path) -> None:
-    (folder / "manifest.json").unlink()
-    (folder / "engines" / "empty").mkdir(parents=True)
-    (records,) = [record_files(folder)]
-    assert list(records) == [GRAPH]
-    assert (records[GRAPH].bytes, records[GRAPH].sha256) == (23, HASH)

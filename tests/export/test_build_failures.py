@@ -13,7 +13,7 @@ import pytest
 from flowturbo_trt.bundle.manifest import BundleError, Manifest
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.export.build import build
-from flowturbo_trt.export.compile import CompiledEngine, CompileError, EngineRequest
+from flowturbo_trt.export.compile import CompileError, Compiler, EngineRequest
 from flowturbo_trt.export.options import BuildError, BuildOptions
 from flowturbo_trt.tests.bundles import save_autoencoder
 
@@ -28,22 +28,27 @@ def assert_untouched(path: Path, old: Manifest) -> None:
     bundle = Bundle.open(path)
     bundle.check_all()
     assert bundle.manifest == old
-    assert [sibling.name for sibling in path.parent.iterdir()] == [path.name]
+
+
+@pytest.fixture
+def other_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that was built before can be reused."""
+    monkeypatch.setattr("flowturbo_trt.export.keys.code_hash", lambda: "other")
 
 
 def failing_compiler(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Let the second engine fail."""
     done: list[str] = []
 
-    def compile_engine(request: EngineRequest, folder: Path) -> CompiledEngine:
+    def compile_engine(request: EngineRequest, folder: Path) -> tuple[Path, ...]:
         if done:
             raise error
         done.append(request.name)
-        folder.mkdir(parents=True)
         (folder / "engine").write_text("engine")
-        return CompiledEngine((folder / "engine",), "a compiler")
+        return (folder / "engine",)
 
-    monkeypatch.setattr("flowturbo_trt.export.build.load_compiler", lambda backend, targets: compile_engine)
+    compiler = Compiler("a compiler", compile_engine)
+    monkeypatch.setattr("flowturbo_trt.export.build.load_compiler", lambda backend, targets: compiler)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +60,7 @@ def test_failure_midway(
     tiny_copy: Path,
     old: Manifest,
     instant_export: list[str],
+    other_code: None,
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
 ) -> None:
@@ -65,21 +71,31 @@ def test_failure_midway(
     assert_untouched(tiny_copy, old)
 
 
-def test_failure_in_a_new_place_leaves_nothing(
-    tiny_options: BuildOptions, tmp_path: Path, instant_export: list[str], monkeypatch: pytest.MonkeyPatch
+def test_failure_in_a_new_place_is_gone_on_from(
+    tiny_options: BuildOptions, tmp_path: Path, instant_export: list[str]
 ) -> None:
-    failing_compiler(monkeypatch, RuntimeError("midway"))
-    with pytest.raises(RuntimeError):
-        build(tiny_options, tmp_path / "bundle")
-    assert list(tmp_path.iterdir()) == []
+    told: list[str] = []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        failing_compiler(monkeypatch, RuntimeError("midway"))
+        with pytest.raises(RuntimeError):
+            build(tiny_options, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    build(tiny_options, tmp_path / "bundle", say=told.append).check_all()
+    assert len(instant_export) == 3
+    assert told == [
+        f"onnx {name}: reused, finished by the build before"
+        for name in ("predictor guided", "refiner guided", "decoder")
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "bundle.build.log"}
 
 
-@pytest.mark.parametrize("function", ["export_one", "load_sources", "write_manifest"])
+@pytest.mark.parametrize("function", ["export_one", "load_sources", "describe"])
 def test_disk_full(
     tiny_options: BuildOptions,
     tiny_copy: Path,
     old: Manifest,
     instant_export: list[str],
+    other_code: None,
     monkeypatch: pytest.MonkeyPatch,
     function: str,
 ) -> None:
@@ -87,7 +103,7 @@ def test_disk_full(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(f"flowturbo_trt.export.build.{function}", full)
-    with pytest.raises(BundleError, match=f"^{tiny_copy}: the disk is full; nothing was changed$"):
+    with pytest.raises(BundleError, match=f"^{tiny_copy}: the disk is full; nothing there was changed, "):
         build(tiny_options, tiny_copy)
     assert_untouched(tiny_copy, old)
 

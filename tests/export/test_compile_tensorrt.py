@@ -10,7 +10,7 @@ import pytest
 
 from flowturbo_trt.bundle.manifest import Tensor
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.export.compile import CompileError, EngineRequest
+from flowturbo_trt.export.compile import CompileError, EngineRequest, load_compiler
 from flowturbo_trt.export.compile_tensorrt import compile_plan
 
 trt = pytest.importorskip("tensorrt_rtx")
@@ -27,6 +27,7 @@ class Spy(ModuleType):
         self.profiles: list[Any] = []
         self.dtypes: dict[str, Any] = {}
         self.inner: set[Any] = set()
+        self.tf32: bool | None = None
 
     def make_builder(self, log: Any) -> Any:
         spy, real = self, trt.Builder(log)
@@ -48,6 +49,7 @@ class Spy(ModuleType):
 
     def note(self, network: Any, config: Any) -> None:
         assert config.num_optimization_profiles == len(self.profiles)
+        self.tf32 = config.get_flag(trt.BuilderFlag.TF32)
         tensors = [network.get_input(i) for i in range(network.num_inputs)]
         tensors += [network.get_output(i) for i in range(network.num_outputs)]
         self.dtypes = {tensor.name: tensor.dtype for tensor in tensors}
@@ -60,7 +62,7 @@ class Spy(ModuleType):
 def request_for_tests(tiny_bundle: Path) -> EngineRequest:
     graph = next(g for g in Bundle.open(tiny_bundle).manifest.graphs if g.network == "refiner")
     file = tiny_bundle / graph.file
-    return EngineRequest("refiner", "guided", file, graph.inputs, graph.outputs, "fp16", (1, 3), ())
+    return EngineRequest("refiner", "guided", file, graph.inputs, graph.outputs, "fp16", (1, 3))
 
 
 def assert_plan(path: Path) -> None:
@@ -76,10 +78,8 @@ def assert_plan(path: Path) -> None:
 
 def test_plan(request_for_tests: EngineRequest, tmp_path: Path) -> None:
     spy = Spy()
-    compiled = compile_plan(spy, BACKEND, request_for_tests, tmp_path / "engines")
-    (path,) = compiled.files
-    assert path == tmp_path / "engines" / "refiner.guided.fp16.plan"
-    assert compiled.builder == f"tensorrt_rtx {trt.__version__}"
+    (path,) = compile_plan(spy, BACKEND, (), request_for_tests, tmp_path)
+    assert list(tmp_path.iterdir()) == [path] == [tmp_path / "refiner.guided.fp16.plan"]
     assert_plan(path)
     # One plan for both batch sizes, each fixed: the least, usual and largest shape are the same.
     for profile, batch in zip(spy.profiles, (1, 3), strict=True):
@@ -101,10 +101,11 @@ def test_inner_precision(
     spy = Spy(refuse=True)
     request = replace(request_for_tests, precision=precision)
     with pytest.raises(CompileError, match="refused"):
-        compile_plan(spy, BACKEND, request, tmp_path)
+        compile_plan(spy, BACKEND, (), request, tmp_path)
     # The time embedding's products stay float32.
     assert spy.inner | {trt.float32} == {getattr(trt, expected), trt.float32}
     assert getattr(trt, expected) in spy.inner
+    assert spy.tf32 == (precision != "fp32")
 
 
 def test_bundle_holds_a_plan_for_each_graph(golden_bundle: Path) -> None:
@@ -121,16 +122,16 @@ def test_bundle_holds_a_plan_for_each_graph(golden_bundle: Path) -> None:
 
 @pytest.mark.parametrize("targets", [("8.9",), ("8.6", "12.0"), ("sm89",)])
 def test_targets(request_for_tests: EngineRequest, tmp_path: Path, targets: tuple[str, ...]) -> None:
-    compiled = compile_plan(trt, BACKEND, replace(request_for_tests, targets=targets), tmp_path)
-    assert compiled.targets == targets
-    assert_plan(compiled.files[0])
+    compiler = load_compiler(BACKEND, targets)
+    assert compiler.targets == targets
+    assert compiler.builder == f"tensorrt_rtx {trt.__version__}"
+    assert_plan(compiler.compile(request_for_tests, tmp_path)[0])
 
 
 @pytest.mark.parametrize("target", ["9.0", "8", "", "ada", "CURRENT"])
-def test_unknown_target(request_for_tests: EngineRequest, tmp_path: Path, target: str) -> None:
-    request = replace(request_for_tests, targets=("8.9", target))
+def test_unknown_target(target: str) -> None:
     with pytest.raises(CompileError, match=rf"unknown target '{target}'; {BACKEND} knows .*8\.9.*12\.0"):
-        compile_plan(trt, BACKEND, request, tmp_path)
+        load_compiler(BACKEND, ("8.9", target))
 
 
 def test_flavour_without_targets(request_for_tests: EngineRequest, tmp_path: Path) -> None:
@@ -138,12 +139,12 @@ def test_flavour_without_targets(request_for_tests: EngineRequest, tmp_path: Pat
     spy = Spy()
     del spy.ComputeCapability
     with pytest.raises(CompileError, match=r"^tensorrt builds for the GPU of this machine only"):
-        compile_plan(spy, "tensorrt", replace(request_for_tests, targets=("8.9",)), tmp_path)
+        compile_plan(spy, "tensorrt", ("8.9",), request_for_tests, tmp_path)
 
 
 def test_refusal_leaves_no_file(request_for_tests: EngineRequest, tmp_path: Path) -> None:
     with pytest.raises(CompileError, match=r"^tensorrt-rtx refused refiner.guided.fp16: it gave no reason"):
-        compile_plan(Spy(refuse=True), BACKEND, request_for_tests, tmp_path)
+        compile_plan(Spy(refuse=True), BACKEND, (), request_for_tests, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -153,7 +154,7 @@ def test_graph_that_does_not_parse(request_for_tests: EngineRequest, tmp_path: P
     onnx.save(model, tmp_path / "strange.onnx")
     request = replace(request_for_tests, graph=tmp_path / "strange.onnx", precision="fp32")
     with pytest.raises(CompileError, match=r"^tensorrt-rtx, refiner\.guided\.fp32: the parser .*Hardmax3 "):
-        compile_plan(trt, BACKEND, request, tmp_path)
+        compile_plan(trt, BACKEND, (), request, tmp_path)
 
 
 def test_graph_of_another_interface(request_for_tests: EngineRequest, tmp_path: Path) -> None:
@@ -161,4 +162,4 @@ def test_graph_of_another_interface(request_for_tests: EngineRequest, tmp_path: 
     with pytest.raises(
         CompileError, match=r"refiner.guided.fp16: has tensors .*'offset'.*, expected .*'image'"
     ):
-        compile_plan(trt, BACKEND, replace(request_for_tests, outputs=image), tmp_path)
+        compile_plan(trt, BACKEND, (), replace(request_for_tests, outputs=image), tmp_path)

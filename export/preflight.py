@@ -1,0 +1,104 @@
+"""What a build needs in memory and on disk, held against what there is before anything long starts."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowturbo_trt.sampling.errors import FlowTurboError
+
+# Bytes of a weight by precision.
+WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+# Measured with SiT-XL/2: of the process with its libraries, whatever the model.
+BASE_MEMORY = 600 * 10**6
+# Beside all checkpoints: what the exporter transposes of a network, and the session it is checked with.
+EXPORT_COPIES = 1.2
+# Beside the float32 graph, in the engine's precision: what is parsed, what is made of it, the finished plan.
+COMPILE_COPIES = {"tensorrt": 2.8, "tensorrt-rtx": 2.8, "onnxruntime": 1.2}
+
+
+class ResourceError(FlowTurboError):
+    """The machine has too little memory or disk for a build."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes: the most memory held at once, and the disk taken until the build is done."""
+
+    memory_bytes: int
+    disk_bytes: int
+
+
+def build_need(
+    weight_bytes: Mapping[str, int],
+    backends: Sequence[str],
+    precisions: Mapping[str, str],
+    variants: int,
+) -> Need:
+    """Estimate a build's need from the float32 bytes of its networks (predictor, refiner, decoder).
+
+    `precisions` are by backend. Every variant has weights of its own on disk; in memory networks take
+    turns, so the largest counts.
+    """
+    largest, together = max(weight_bytes.values()), sum(weight_bytes.values())
+    graphs = sum(size * (1 if network == "decoder" else variants) for network, size in weight_bytes.items())
+    memory, disk = together + EXPORT_COPIES * largest, float(graphs)
+    for backend in backends:
+        share = WEIGHT_BYTES[precisions[backend]] / WEIGHT_BYTES["fp32"]
+        if backend == "onnxruntime" and share == 1:
+            # The graphs are its engines.
+            continue
+        memory = max(memory, largest + COMPILE_COPIES[backend] * share * largest)
+        # While the largest is compiled, its graph in this precision lies there as well.
+        disk += share * (graphs + largest)
+    return Need(int(memory) + BASE_MEMORY, int(disk))
+
+
+def check_need(need: Need, out: Path) -> None:
+    """Raise ResourceError when memory, or the disk that `out` is on, will not do."""
+    for what, wanted, there in (
+        ("memory", need.memory_bytes, available_memory()),
+        ("disk space", need.disk_bytes, available_disk(out)),
+    ):
+        if wanted > there:
+            raise ResourceError(
+                f"{out}: the build needs about {wanted / 2**30:.1f} GiB of {what}, {there / 2**30:.1f} GiB "
+                f"are available; free some, or try nevertheless with --no-preflight"
+            )
+
+
+def available_memory() -> int:
+    """Return the bytes this process may still take: free, reclaimable, and within its cgroup's limit."""
+    info = dict(line.split(":") for line in _read("/proc/meminfo").splitlines() if ":" in line)
+    free = [int(info["MemAvailable"].split()[0]) * 1024] if "MemAvailable" in info else []
+    for limit, used, cached in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "inactive_file"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ):
+        bound = _read(limit).strip()
+        if bound.isdigit():
+            # Pages of files count as used, but are given back when they are wanted.
+            stat = dict(
+                line.split() for line in _read(str(Path(limit).with_name("memory.stat"))).splitlines()
+            )
+            free.append(int(bound) - int(_read(used) or 0) + int(stat.get(cached, 0)))
+    if not free:
+        raise ResourceError("the free memory of this machine cannot be read; use --no-preflight")
+    return max(0, min(free))
+
+
+def available_disk(path: Path) -> int:
+    """Return the free bytes where `path` is, or will be."""
+    place = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(place).free
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
