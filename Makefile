@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 TYPES := build/types/flowturbo_trt
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo test lint proof digits wheel clean help
+.PHONY: setup demo test lint proof digits lock wheel clean help
 
 setup: $(INSTALLED)  ## create .venv with everything the other targets need (again when pyproject.toml changes)
 
@@ -37,6 +37,11 @@ proof: setup  ## run what is heavy or timed and write benchmarks/results/
 
 digits: setup  ## train the digits example anew
 	$(PY) -m flowturbo_trt.examples.digits.recipe
+
+# Local versions (+cpu) are of one index only.
+lock: setup  ## write down the versions in .venv, for CI to install
+	@{ head -n 1 .ci/constraints.txt; $(PY) -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > .ci/constraints.new
+	@mv .ci/constraints.new .ci/constraints.txt
 
 wheel: setup  ## build the sdist and the wheel into dist/
 	rm -rf dist

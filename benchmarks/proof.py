@@ -6,11 +6,23 @@ from pathlib import Path
 
 import click
 
-from flowturbo_trt.benchmarks import digits_latency, digits_quality
+from flowturbo_trt.benchmarks import (
+    digits_latency,
+    digits_quality,
+    full_size,
+    killed_builds,
+    onnxruntime_speed,
+)
 from flowturbo_trt.benchmarks.tables import RESULTS, update_readme
 from flowturbo_trt.evaluation.report import write_report
 
-PARTS = {"digits_latency": digits_latency.measure, "digits_quality": digits_quality.measure}
+PARTS = {
+    "digits_latency": digits_latency.measure,
+    "digits_quality": digits_quality.measure,
+    "full_size": full_size.measure,
+    "killed_builds": killed_builds.measure,
+    "onnxruntime_speed": onnxruntime_speed.measure,
+}
 
 
 @click.command()

@@ -26,12 +26,11 @@ def with_tables(text: str) -> str:
 def render(name: str) -> str:
     """Return the Markdown of a result file: its table, its checks and how it was measured."""
     result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return "\n".join(
-        [*TABLES[name](result["schedules"]), "", *_checks(result), "", _configuration(result), ""]
-    )
+    return "\n".join([*TABLES[name](result), "", *_checks(result), "", _configuration(result), ""])
 
 
-def _latency(rows: list[dict[str, Any]]) -> list[str]:
+def _latency(result: dict[str, Any]) -> list[str]:
+    rows = result["schedules"]
     by_name = {row["schedule"]: row["ms_per_image"] for row in rows}
     batches = list(rows[0]["ms_per_image"])
     columns = [f"ms/image, batch {batch}" for batch in batches]
@@ -44,9 +43,9 @@ def _latency(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _quality(rows: list[dict[str, Any]]) -> list[str]:
+def _quality(result: dict[str, Any]) -> list[str]:
     lines = _head("schedule", "recognised", "Fréchet distance", "endpoint error")
-    for row in rows:
+    for row in result["schedules"]:
         figures = (
             f"{row['recognised']:.1%}",
             f"{row['frechet_distance']:.3f}",
@@ -56,7 +55,39 @@ def _quality(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-TABLES = {"digits_latency": _latency, "digits_quality": _quality}
+def _builds(result: dict[str, Any]) -> list[str]:
+    networks = list(result["builds"][0]["plan_mb"])
+    plans = [f"{network} plan, MB" for network in networks]
+    lines = _head("pixels", "seconds", "GiB resident at most", "seconds again", *plans, "bundle, GB")
+    for row in result["builds"]:
+        sizes = [f"{row['plan_mb'][network]:.0f}" for network in networks]
+        figures = [f"{row['seconds']:.0f}", f"{row['peak_gib']:.1f}", f"{row['seconds_again']:.0f}"]
+        lines.append(_row(str(row["pixels"]), *figures, *sizes, f"{row['bundle_mb'] / 1000:.1f}"))
+    return lines
+
+
+def _speed(result: dict[str, Any]) -> list[str]:
+    lines = _head(
+        "batch", "ONNX Runtime, ms", "torch eager, ms", "products' share", "weights, MB", "held, MB"
+    )
+    for row in result["batches"]:
+        times = [f"{row[name]:.0f}" for name in ("milliseconds", "torch_milliseconds")]
+        memory = [f"{row[name]:.0f}" for name in ("weight_megabytes", "loaded_megabytes")]
+        lines.append(_row(str(row["batch"]), *times, f"{row['share_of_sgemm']:.0%}", *memory))
+    return lines
+
+
+def _only_checks(result: dict[str, Any]) -> list[str]:
+    return []
+
+
+TABLES = {
+    "digits_latency": _latency,
+    "digits_quality": _quality,
+    "full_size": _builds,
+    "killed_builds": _only_checks,
+    "onnxruntime_speed": _speed,
+}
 
 
 def _checks(result: dict[str, Any]) -> list[str]:
@@ -81,12 +112,12 @@ def _configuration(result: dict[str, Any]) -> str:
     machine, versions = result["machine"], result["versions"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     gpu = machine["gpu"] or "no GPU"
-    scope = (
-        f"{result['samples']} samples"
-        if "samples" in result
-        else f"medians of {result['repeats']} runs in turn"
-    )
+    how = [f"{result[name]}" for name in ("model", "schedule") if name in result]
+    how += [f"{result['backend']} {result['precision']}"] if "backend" in result else []
+    how += [f"guidance {result['guidance']}"] if "guidance" in result else []
+    how += [f"{result['samples']} samples"] if "samples" in result else []
+    how += [f"medians of {result['repeats']} runs in turn"] if "repeats" in result else []
     return (
-        f"{machine['cores']} cores of {machine['cpu']}, {gpu}; {result['backend']} {result['precision']}, "
-        f"guidance {result['guidance']}, {scope}; {packages}. Written by `make proof`."
+        f"{machine['cores']} cores of {machine['cpu']}, {gpu}; {''.join(f'{part}, ' for part in how)[:-2]}; "
+        f"{packages}. Written by `make proof`."
     )

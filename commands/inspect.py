@@ -61,7 +61,7 @@ def _engines(manifest: Manifest) -> list[str]:
     for engine in manifest.engines:
         size = sum(manifest.files[file].bytes for file in (engine.file, *engine.data))
         batches = ",".join(map(str, engine.batches))
-        target = ",".join(engine.targets) or ("cpu, cuda" if engine.backend == "onnxruntime" else "portable")
+        target = ",".join(engine.targets) or "any"
         row = (engine.network, engine.variant or "", engine.backend, engine.precision, batches)
         rows.append((*row, f"{size / 1e6:.1f}", target, engine.file))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from flowturbo_trt.bundle.environment import versions
@@ -17,7 +17,7 @@ from flowturbo_trt.bundle.manifest import (
     Model,
 )
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.export.compile import GPU_BACKENDS, Compiler, EngineRequest, load_compiler
+from flowturbo_trt.export.compile import AS_IS, GPU_BACKENDS, Compiler, EngineRequest, load_compiler
 from flowturbo_trt.export.graphs import Exportable, export_one, exportables
 from flowturbo_trt.export.keys import engine_key, graph_key
 from flowturbo_trt.export.networks import velocity_halves
@@ -56,7 +56,8 @@ def build(
         if options.preflight:
             precisions = {backend: options.precision_of(backend) for backend in compilers}
             need = build_need(steps.weight_bytes, options.backends, precisions, len(options.variants))
-            check_need(need, out)
+            # What is finished lies on the disk already.
+            check_need(replace(need, disk_bytes=max(0, need.disk_bytes - work.finished_bytes)), out)
         model, provenance = describe_model(sources, items), sources.provenance
         steps.plan([item.network for item in items], len(compilers))
         graphs = [export_graph(item, provenance[item.network], work, steps) for item in items]
@@ -125,7 +126,7 @@ def compile_engine(
     """Compile one engine, unless it is there already, and describe it."""
     key: dict[str, str] = {}
     files = [graph.file, *graph.data]
-    if request.precision not in compiler.as_is:
+    if request.precision not in AS_IS.get(backend, ()):
         key = engine_key(request, {file: work.files[file] for file in files}, backend, compiler)
         name = f"{backend} {request.network} {request.variant or ''}".rstrip()
         place = f"engines/{backend}"

@@ -19,6 +19,9 @@ COMPILERS = {
 GPU_BACKENDS = ("tensorrt-rtx", "tensorrt")
 DEFAULT_PRECISION = {"onnxruntime": "fp32", "tensorrt-rtx": "fp16", "tensorrt": "fp16"}
 
+# Precisions in which a backend loads the float32 graph itself: there is nothing to compile.
+AS_IS = {"onnxruntime": ("fp32",)}
+
 
 class CompileError(FlowTurboError):
     """A backend is not known, not installed, or refuses a network."""
@@ -49,14 +52,12 @@ class Compiler:
     """What compiles for one backend: `compile` (request, folder) returns the files it wrote there.
 
     The first of them is what the backend loads. `builder` names package and version, and the GPU where
-    engines are bound to one; `targets` are the compute capabilities compiled for. In the precisions
-    `as_is` the backend loads the float32 graph itself.
+    engines are bound to one; `targets` are the compute capabilities compiled for.
     """
 
     builder: str
     compile: Callable[[EngineRequest, Path], tuple[Path, ...]]
     targets: tuple[str, ...] = ()
-    as_is: tuple[str, ...] = ()
 
 
 def load_compiler(backend: str, targets: tuple[str, ...] = ()) -> Compiler:

@@ -15,7 +15,7 @@ from flowturbo_trt.export.precision import lower_precision
 
 def open_compiler(targets: tuple[str, ...]) -> Compiler:
     """Return ONNX Runtime's compiler; its engines run anywhere, so targets concern other backends."""
-    return Compiler(f"onnxruntime {onnxruntime.__version__}", compile_engine, as_is=("fp32",))
+    return Compiler(f"onnxruntime {onnxruntime.__version__}", compile_engine)
 
 
 def compile_engine(request: EngineRequest, folder: Path) -> tuple[Path, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowturbo_trt.export.compile import AS_IS
 from flowturbo_trt.sampling.errors import FlowTurboError
 
 # Bytes of a weight by precision.
@@ -44,10 +45,9 @@ def build_need(
     graphs = sum(size * (1 if network == "decoder" else variants) for network, size in weight_bytes.items())
     memory, disk = together + EXPORT_COPIES * largest, float(graphs)
     for backend in backends:
-        share = WEIGHT_BYTES[precisions[backend]] / WEIGHT_BYTES["fp32"]
-        if backend == "onnxruntime" and share == 1:
-            # The graphs are its engines.
+        if precisions[backend] in AS_IS.get(backend, ()):
             continue
+        share = WEIGHT_BYTES[precisions[backend]] / WEIGHT_BYTES["fp32"]
         memory = max(memory, largest + COMPILE_COPIES[backend] * share * largest)
         # While the largest is compiled, its graph in this precision lies there as well.
         disk += share * (graphs + largest)
@@ -62,9 +62,13 @@ def check_need(need: Need, out: Path) -> None:
     ):
         if wanted > there:
             raise ResourceError(
-                f"{out}: the build needs about {wanted / 2**30:.1f} GiB of {what}, {there / 2**30:.1f} GiB "
-                f"are available; free some, or try nevertheless with --no-preflight"
+                f"{out}: the build needs about {_readable(wanted)} of {what}, {_readable(there)} are "
+                "available; free some, or try nevertheless with --no-preflight"
             )
+
+
+def _readable(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def available_memory() -> int:

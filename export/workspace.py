@@ -57,6 +57,12 @@ class Workspace:
         self.files: dict[str, FileRecord] = {}
         self._known = [*self._read_records(), *_pieces_of(out)]
 
+    @property
+    def finished_bytes(self) -> int:
+        """The size of all finished pieces, here and in the older bundle."""
+        files = {(piece.root, name): record for piece in self._known for name, record in piece.files.items()}
+        return sum(record.bytes for record in files.values())
+
     def piece(self, name: str, place: str, key: Key, work: Work) -> Piece:
         """Return a piece: finished before, or made by `work` in the folder it is given.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hatchling.build import build_editable
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import flowturbo_trt
 
@@ -115,3 +116,21 @@ def test_tree_runs_as_a_script(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "flowturbo_trt.py"), "--help"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_lock_covers_what_is_declared() -> None:
+    """Every requirement of any extra that applies here is pinned, to a version that is allowed."""
+    lines = (ROOT / ".ci" / "constraints.txt").read_text().splitlines()
+    pinned = {}
+    for line in lines:
+        if not line.startswith("#"):
+            name, _, version = line.partition("==")
+            pinned[canonicalize_name(name)] = version
+    extras = CONFIG["project"]["optional-dependencies"]
+    declared = [*CONFIG["project"]["dependencies"], *extras["dev"], *extras["export"], *extras["verify"]]
+    for text in declared:
+        requirement = Requirement(text)
+        applies = requirement.marker is None or requirement.marker.evaluate()
+        if applies and requirement.name != NAME:
+            version = pinned[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version), text

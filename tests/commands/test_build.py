@@ -79,16 +79,17 @@ def test_document(document: Document, words: list[str]) -> None:
 def test_what_people_are_told(run: Run, words: list[str]) -> None:
     result = run(*words, "out")
     assert result.stderr.splitlines()[0] == "[0/1] reading the checkpoints"
-    assert result.stderr.splitlines()[-1] == "[6/6] writing the manifest"
+    assert result.stderr.splitlines()[-1] == "[100/100] writing the manifest"
     assert "bundle     out" in result.stdout
     assert run(*words, "out", "-q").stderr == ""
 
 
 def test_rebuilding_replaces(run: Run, words: list[str], here: Path) -> None:
     run(*words, "--schedule", "H2", "out")
-    run(*words, "--schedule", "H3", "out")
+    told = run(*words, "--schedule", "H3", "out").stderr
+    assert f"onnx decoder: reused, finished in {here / 'out'}" in told
     assert list(Bundle.open("out").manifest.programs) == ["H3"]
-    assert [path.name for path in here.iterdir()] == ["out"]
+    assert {path.name for path in here.iterdir()} == {"out", "out.build.log"}
 
 
 def test_interrupt_leaves_the_older_bundle(
@@ -99,11 +100,11 @@ def test_interrupt_leaves_the_older_bundle(
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flowturbo_trt.export.build.compile_one", interrupt)
+    monkeypatch.setattr("flowturbo_trt.export.build.describe", interrupt)
     result = run(*words, "--schedule", "H3", "out", status=130)
     assert result.stderr.splitlines()[-1] == "interrupted"
     assert list(Bundle.open("out").manifest.programs) == ["H2"]
-    assert [path.name for path in here.iterdir()] == ["out"]
+    assert {path.name for path in here.iterdir()} == {"out", "out.build.log", ".out.build"}
 
 
 def test_options_are_checked_before_anything_is_fetched(

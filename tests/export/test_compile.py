@@ -13,7 +13,7 @@ import pytest
 
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.export import compile_tensorrt, onnx_graph
-from flowturbo_trt.export.compile import COMPILERS, CompileError, EngineRequest, load_compiler
+from flowturbo_trt.export.compile import AS_IS, COMPILERS, CompileError, EngineRequest, load_compiler
 
 PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
@@ -39,7 +39,7 @@ def test_every_backend_has_a_compiler(backend: str) -> None:
 
 def test_float32_graph_is_the_engine() -> None:
     compiler = load_compiler("onnxruntime")
-    assert compiler.as_is == ("fp32",)
+    assert AS_IS["onnxruntime"] == ("fp32",)
     assert compiler.builder == f"onnxruntime {onnxruntime.__version__}"
     assert compiler.targets == ()
 

@@ -1,0 +1,147 @@
+"""What a build needs, told before it starts; and the options that change what a bundle holds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flowturbo_trt.bundle.store import Bundle
+from flowturbo_trt.export import preflight
+from flowturbo_trt.export.build import build
+from flowturbo_trt.export.options import BuildError, BuildOptions
+from flowturbo_trt.export.preflight import Need, ResourceError, available_memory, build_need, check_need
+
+GIB = 2**30
+# SiT-XL/2, its refiner and the Stable Diffusion decoder in float32.
+FULL_SIZE = {"predictor": 2_700_000_000, "refiner": 119_000_000, "decoder": 198_000_000}
+
+
+def need(*backends: str, precision: str = "fp16", variants: int = 1) -> Need:
+    return build_need(FULL_SIZE, backends, dict.fromkeys(backends, precision), variants)
+
+
+def test_need_of_a_full_size_build() -> None:
+    """6.5 GiB were measured."""
+    assert 6.3 * GIB < need("tensorrt-rtx").memory_bytes < 7.2 * GIB
+
+
+def test_float32_graphs_are_engines_already() -> None:
+    assert need("onnxruntime", precision="fp32").disk_bytes == sum(FULL_SIZE.values())
+
+
+def test_every_variant_takes_disk_but_no_more_memory() -> None:
+    one, two = need("tensorrt-rtx"), need("tensorrt-rtx", variants=2)
+    assert two.memory_bytes == one.memory_bytes
+    assert two.disk_bytes > 1.5 * one.disk_bytes
+
+
+def test_higher_precision_takes_more() -> None:
+    assert need("tensorrt-rtx", precision="fp32").memory_bytes > need("tensorrt-rtx").memory_bytes
+    assert need("tensorrt-rtx", precision="fp32").disk_bytes > need("tensorrt-rtx").disk_bytes
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "words"),
+    [
+        (3 * GIB, 10**12, r"the build needs about 4\.0 GiB of memory, 3\.0 GiB are available; .*--no-pref"),
+        (5 * GIB, 1 * GIB, r"the build needs about 2\.0 GiB of disk space, 1\.0 GiB are available"),
+    ],
+)
+def test_too_little(monkeypatch: pytest.MonkeyPatch, memory: int, disk: int, words: str) -> None:
+    monkeypatch.setattr(preflight, "available_memory", lambda: memory)
+    monkeypatch.setattr(preflight, "available_disk", lambda path: disk)
+    with pytest.raises(ResourceError, match=words):
+        check_need(Need(4 * GIB, 2 * GIB), Path("bundle"))
+
+
+def test_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "available_memory", lambda: 4 * GIB)
+    check_need(Need(4 * GIB, 1), Path("bundle"))
+
+
+def files(monkeypatch: pytest.MonkeyPatch, content: dict[str, str]) -> None:
+    """Let the system's files read as given, and others not at all."""
+    monkeypatch.setattr(preflight, "_read", lambda path: content.get(path, ""))
+
+
+def test_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    files(monkeypatch, {"/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    5000 kB\n"})
+    assert available_memory() == 5000 * 1024
+
+
+@pytest.mark.parametrize(
+    ("folder", "limit", "current", "cached"),
+    [
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        (
+            "/sys/fs/cgroup/memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ],
+)
+def test_memory_of_a_container(
+    monkeypatch: pytest.MonkeyPatch, folder: str, limit: str, current: str, cached: str
+) -> None:
+    """Its limit counts, and files it has read can be given up."""
+    content = {
+        "/proc/meminfo": "MemAvailable:    5000 kB\n",
+        f"{folder}/{limit}": "3000000\n",
+        f"{folder}/{current}": "2000000\n",
+        f"{folder}/memory.stat": f"anon 1500000\n{cached} 400000\n",
+    }
+    files(monkeypatch, content)
+    assert available_memory() == 3_000_000 - 2_000_000 + 400_000
+    files(monkeypatch, content | {f"{folder}/{limit}": "max\n"})
+    assert available_memory() == 5000 * 1024
+
+
+def test_memory_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    files(monkeypatch, {})
+    with pytest.raises(ResourceError, match="cannot be read; use --no-preflight"):
+        available_memory()
+
+
+def test_build_asks_first(
+    tiny_options: BuildOptions, tmp_path: Path, instant_export: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "available_memory", lambda: 100)
+    with pytest.raises(ResourceError, match=r"MiB of memory, 0 MiB are available"):
+        build(tiny_options, tmp_path / "bundle")
+    assert instant_export == []
+    assert list(tmp_path.iterdir()) == []
+    build(replace(tiny_options, preflight=False), tmp_path / "bundle").check_all()
+
+
+def test_stripped_bundle(tiny_options: BuildOptions, tmp_path: Path, instant_export: list[str]) -> None:
+    """Float32 graphs stay where they are engines, and go where they are not."""
+    kept = build(replace(tiny_options, strip=True), tmp_path / "fp32").manifest
+    assert kept.graphs == ()
+    assert set(kept.files) == {engine.file for engine in kept.engines}
+    assert all(file.startswith("onnx/") for file in kept.files)
+    gone = build(replace(tiny_options, strip=True, precisions=("fp16",)), tmp_path / "fp16")
+    assert gone.manifest.graphs == ()
+    assert not (gone.path / "onnx").exists()
+    Bundle.open(gone.path).check_all()
+
+
+def test_plan_for_each_batch_size(
+    tiny_options: BuildOptions, tmp_path: Path, instant_export: list[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    backends = ("onnxruntime", "tensorrt-rtx")
+    manifest = build(
+        replace(tiny_options, backends=backends, separate_plans=True, refiner=None, schedules=("H2",)),
+        tmp_path / "bundle",
+    ).manifest
+    for batch in (1, 3):
+        engine = manifest.engine("predictor", "guided", "tensorrt-rtx", batch)
+        assert engine.batches == (batch,)
+        assert engine.file == f"engines/tensorrt-rtx/predictor.guided.fp16.b{batch}.plan"
+    assert manifest.engine("predictor", "guided", "onnxruntime", 3).batches == (1, 3)
+
+
+def test_separate_plans_are_for_tensorrt(tiny_options: BuildOptions) -> None:
+    with pytest.raises(BuildError, match="--separate-plans is for TensorRT; add --backend tensorrt-rtx"):
+        replace(tiny_options, separate_plans=True)
