@@ -1,5 +1,6 @@
 """What the digits example costs: latency by schedule, start of a process, overhead of the runtime."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,11 +12,10 @@ import numpy as np
 
 from flowturbo_trt.benchmarks.digits_quality import SCHEDULES
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.evaluation.latency import interleaved_medians
+from flowturbo_trt.evaluation.latency import Stability, breakdown, interleaved_medians
 from flowturbo_trt.evaluation.report import Check
 from flowturbo_trt.examples.digits.bundle import BATCHES, GUIDANCE, build_digits
 from flowturbo_trt.runtime.backend_onnxruntime import OnnxRuntimeBackend
-from flowturbo_trt.runtime.host_trajectory import OUTPUTS
 from flowturbo_trt.runtime.pipeline import Pipeline
 from flowturbo_trt.sampling.schedule import Schedule
 
@@ -67,23 +67,17 @@ def start_check(path: Path) -> Check:
 
 
 def overhead_check(bundle: Bundle) -> Check:
-    """Compare a trajectory with its engine calls alone, timed in turn; batch as in the table."""
+    """Compare a trajectory with its engines alone, timed in turn; batch as in the table."""
     backend = OnnxRuntimeBackend(bundle, "cpu", 0)
     program = bundle.manifest.programs["H1P5R3"]["guided"]
-    trajectory = backend.bind(program, max(BATCHES))
-    alone: list[Callable[[], None]] = []
-    for (network, variant), count in program.evaluations().items():
-        described = bundle.manifest.engine(network, variant, "onnxruntime")
-        tensors = (*described.inputs, *described.outputs)
-        arrays = {t.name: np.zeros((max(BATCHES), *map(int, t.shape[1:])), t.dtype) for t in tensors}
-        output = arrays.pop(OUTPUTS[network])
-        alone += [backend.engine(network, variant).bind(arrays, {OUTPUTS[network]: output})] * count
-
-    def engines() -> None:
-        for call in alone:
-            call()
-
-    calls = {"trajectory": trajectory.run, "engines": engines}
-    seconds = interleaved_medians(calls, 51)
-    overhead = seconds["trajectory"] / seconds["engines"] - 1
-    return Check("runtime overhead over the engines alone", overhead, "at most 0.02", overhead <= 0.02)
+    fixed = Stability(at_least=51, at_most=51, seconds=math.inf)
+    parts = breakdown(backend, bundle.manifest, program, max(BATCHES), fixed, decode=False)
+    assert parts is not None
+    met = parts.overhead <= 0.02
+    return Check(
+        "runtime overhead over the engines alone",
+        parts.overhead,
+        "at most 0.02",
+        met,
+        parts.overhead_interval,
+    )

@@ -67,9 +67,7 @@ def _builds(result: dict[str, Any]) -> list[str]:
 
 
 def _speed(result: dict[str, Any]) -> list[str]:
-    lines = _head(
-        "batch", "ONNX Runtime, ms", "torch eager, ms", "products' share", "weights, MB", "held, MB"
-    )
+    lines = _head("batch", "here, ms", "torch eager, ms", "share of sgemm", "weights, MB", "held, MB")
     for row in result["batches"]:
         times = [f"{row[name]:.0f}" for name in ("milliseconds", "torch_milliseconds")]
         memory = [f"{row[name]:.0f}" for name in ("weight_megabytes", "loaded_megabytes")]

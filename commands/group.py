@@ -7,10 +7,13 @@ import click
 import flowturbo_trt
 
 COMMANDS = {
+    "bench": "Measure a bundle's latency, also against torch.",
     "build": "Compile checkpoints into a bundle of engines.",
+    "doctor": "Say what this machine can build and run, and why not.",
     "inspect": "Show what a bundle holds and check every file of it.",
     "sample": "Generate images from a bundle.",
     "train": "Train a velocity refiner for a predictor.",
+    "verify": "Hold a bundle's engines against its float32 graphs.",
 }
 # The extra that a command's imports come with; the others run with the base install.
 EXTRAS = {"build": "export", "train": "train"}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from flowturbo_trt.bundle.manifest import BATCH, Tensor
-from flowturbo_trt.export.networks import Guided, Unguided, velocity_halves, velocity_outputs_only
+from flowturbo_trt.export.networks import velocity_halves, velocity_outputs_only, with_guidance
 from flowturbo_trt.export.onnx_graph import ExportError, export_graph, save_graph
 from flowturbo_trt.export.sources import Sources
 
@@ -88,8 +88,7 @@ def _velocity_network(sources: Sources, name: str, variant: str) -> Exportable:
     if network.refines:
         inputs.append(Tensor("velocity", "float32", (BATCH, G, C, side, side)))
     output = Tensor("offset" if network.refines else "velocity", "float32", (BATCH, G, C, side, side))
-    pruned = velocity_outputs_only(network)
-    module = Guided(pruned, sources.guided_channels) if guided else Unguided(pruned)
+    module = with_guidance(velocity_outputs_only(network), variant, sources.guided_channels)
     shape = asdict(config) | {"guided_channels": sources.guided_channels if guided else 0}
     return Exportable(name, variant, module, tuple(inputs), output, shape, config.num_classes)
 

@@ -82,6 +82,11 @@ def velocity_outputs_only(network: SiT) -> SiT:
     return pruned.requires_grad_(False).eval()
 
 
+def with_guidance(network: SiT, variant: str, guided_channels: int) -> "Guided | Unguided":
+    """Wrap a network as the engines of a variant need it."""
+    return Guided(network, guided_channels) if variant == "guided" else Unguided(network)
+
+
 def velocity_halves(guided_channels: int, latent_channels: int) -> int:
     """Return G, the halves a guided velocity carries."""
     return 1 if guided_channels == latent_channels else 2
