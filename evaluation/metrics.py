@@ -1,5 +1,6 @@
 """Measures of error and of distance between sets of images, with intervals."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,21 @@ def row_errors(found: Array, expected: Array) -> NDArray[np.float64]:
     difference = found.astype(np.float64) - expected
     errors: NDArray[np.float64] = np.linalg.norm(difference.reshape(len(difference), -1), axis=1)
     return errors
+
+
+def cosine(found: Array, expected: Array) -> float:
+    """Return the cosine of the angle between two arrays in float64: 1 if both are zero, 0 if one is."""
+    a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+    norms = np.linalg.norm(a) * np.linalg.norm(b)
+    if norms == 0:
+        return float(not a.any() and not b.any())
+    return float(a @ b / norms)
+
+
+def psnr(found: Array, expected: Array, peak: float = 255.0) -> float:
+    """Return the peak signal-to-noise ratio in dB, 10 log₁₀(peak² / mean squared error); ∞ if equal."""
+    error = float(np.mean((found.astype(np.float64) - expected) ** 2))
+    return math.inf if error == 0 else 10 * math.log10(peak**2 / error)
 
 
 def frechet_distance(a: Array, b: Array) -> float:

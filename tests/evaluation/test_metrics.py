@@ -1,11 +1,15 @@
 """Metrics against closed forms."""
 
+import math
+
 import numpy as np
 import pytest
 
 from flowturbo_trt.evaluation.metrics import (
     bootstrap_interval,
+    cosine,
     frechet_distance,
+    psnr,
     relative_l2,
     row_errors,
 )
@@ -43,3 +47,20 @@ def test_bootstrap_interval_of_a_mean() -> None:
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.3 * error)
     low, high = bootstrap_interval(lambda i: len(set(i)) / 400, 400)
     assert 1 < low < high
+
+
+def test_cosine() -> None:
+    a = np.array([1.0, 0.0], np.float32)
+    assert cosine(a * 3, a) == 1
+    assert cosine(np.array([1.0, 1.0]), a) == pytest.approx(math.sqrt(0.5))
+    assert cosine(a * 0, a * 0) == 1
+    assert cosine(a * 0, a) == 0
+    assert math.isnan(cosine(a * np.nan, a))
+
+
+def test_psnr() -> None:
+    """One level everywhere is 20·log₁₀(255) dB."""
+    levels = np.full((4, 4, 3), 7, np.uint8)
+    assert psnr(levels + 1, levels) == pytest.approx(48.1308, abs=1e-4)
+    assert psnr(levels, levels + 1) == psnr(levels + 1, levels)
+    assert psnr(levels, levels) == math.inf

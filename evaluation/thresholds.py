@@ -1,0 +1,66 @@
+"""How far an engine may be from the float32 graph it was compiled from, by its precision."""
+
+from dataclasses import dataclass
+
+from flowturbo_trt.sampling.errors import FlowTurboError
+
+
+class ThresholdError(FlowTurboError):
+    """A precision that nobody has measured yet."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Errors are at most, cosines and PSNR (dB) at least these, in every row.
+
+    `call_*` hold for one call on the reference's inputs, `decoder_psnr` for the decoder on the
+    reference's latents; `trajectory_relative_l2` and `image_psnr` for an engine's own trajectory.
+    What concerns velocities holds without guidance; guidance raises it (comparison.amplification).
+    `weight_relative_l2` is what rounding a weight tensor to the precision may change of it.
+    """
+
+    call_relative_l2: float
+    call_cosine: float
+    trajectory_relative_l2: float
+    decoder_psnr: float
+    image_psnr: float
+    weight_relative_l2: float
+
+
+# Measured on the digits example and the tests' golden and tiny bundles, 4 to 10 rows, worst row, errors
+# over the amplification, 1 − cosine over its square. Nothing of SiT-XL's depth has been measured yet.
+#
+# fp32, graphs against torch: call 9.4e-7 (digits, refiner), 1 − cosine 4e-13, decoder at least 77 dB.
+# The trajectory's limit is the README's promise. GPU libraries that compute float32 in TF32 fail, rightly.
+#
+# fp16, engines on ONNX Runtime's CPU, which rounds weights but computes much in float32: call 5.2e-4
+# (tiny), 2e-4 (digits), trajectory 9e-4, decoder 60.6 dB, image 60.5 dB. torch.autocast, which rounds
+# more than export/precision.py does (outputs too): call 1.5e-3, 1 − cosine 1.1e-6, decoder 58.0 dB.
+# A whole weight matrix times 1.01 gives 1.2e-3 to 1.5e-2, in part below the limit, which is why weights
+# are looked at as well: rounding changes a value by at most 2^-11 of it in fp16, 2^-8 in bf16.
+#
+# bf16, torch.autocast: call 1.4e-2, 1 − cosine 1e-4, decoder 45.3 dB.
+THRESHOLDS = {
+    "fp32": Thresholds(1e-5, 1 - 2e-11, 1e-4, 60, 55, 0),
+    "fp16": Thresholds(2.5e-3, 1 - 3e-6, 5e-3, 50, 45, 2**-11),
+    "bf16": Thresholds(2.5e-2, 1 - 3e-4, 5e-2, 35, 30, 2**-8),
+}
+
+
+def thresholds(precision: str) -> Thresholds:
+    """Return the limits of a precision; raises ThresholdError for one without."""
+    if precision not in THRESHOLDS:
+        raise ThresholdError(
+            f"precision {precision!r} has no limits, only {', '.join(THRESHOLDS)} have; measure it and "
+            "add its line in evaluation/thresholds.py"
+        )
+    return THRESHOLDS[precision]
+
+
+def loosest(precisions: set[str]) -> str:
+    """Return the precision that limits what a trajectory through engines of several can reach."""
+    return max(precisions, key=_trajectory_limit)
+
+
+def _trajectory_limit(precision: str) -> float:
+    return thresholds(precision).trajectory_relative_l2
