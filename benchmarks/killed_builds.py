@@ -30,19 +30,20 @@ def measure(folder: Path) -> tuple[dict[str, Any], list[Check]]:
     words += ["--precision", "fp16", "--backend", "tensorrt-rtx"]
     generator = random.Random(0)
     kills = at_work = completed = broken = remade = 0
-    while kills < KILLS or completed == 0:
+    killed = True
+    while killed or kills < KILLS:
         finished, said = _finished(out), len(log.read_text().splitlines())
         # The last one is let through.
         seconds = generator.uniform(EARLIEST, LATEST) if kills < KILLS else None
         killed = _kill_after(_start(out, *words), seconds)
         kills += killed
+        completed += not killed
         at_work += killed and (out.parent / f".{out.name}.build" / "running").exists()
         broken += not _is_whole(out, older, done=not killed)
         remade += _remade(log, said, finished)
         if not killed and kills < KILLS:
             shutil.rmtree(out)
             shutil.copytree(saved, out)
-        completed += not killed
     figures = {"kills": kills, "kills_within_a_piece": at_work, "builds_completed": completed}
     return figures, [
         Check("bundles broken by 20 kills", float(broken), "0", broken == 0),

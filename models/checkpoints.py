@@ -16,22 +16,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from flowturbo_trt.models.published import NAMED_MODELS as NAMED_MODELS
+from flowturbo_trt.models.published import PUBLISHED_HEADS as PUBLISHED_HEADS
 from flowturbo_trt.models.sit import SiT, SiTConfig
 from flowturbo_trt.sampling.errors import FlowTurboError
 
-# Head counts are not visible in a checkpoint; these are the published ones by width.
-PUBLISHED_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
-DEPTH_WIDTH = {"S": (12, 384), "B": (12, 768), "L": (24, 1024), "XL": (28, 1152)}
-NAMED_MODELS = {
-    f"SiT-{size}/{patch}": {
-        "depth": depth,
-        "hidden_size": width,
-        "num_heads": PUBLISHED_HEADS[width],
-        "patch_size": patch,
-    }
-    for size, (depth, width) in DEPTH_WIDTH.items()
-    for patch in (2, 4, 8)
-}
 # The sets of weights a file may hold beside other things, the preferred first.
 SETS = ("ema", "model", "state_dict")
 # What a configuration file may say beside the predictor's shape, about its use (export/sources.py).
