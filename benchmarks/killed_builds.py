@@ -12,7 +12,7 @@ from typing import Any
 from flowturbo_trt.bundle.manifest import Manifest
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.evaluation.report import Check
-from flowturbo_trt.examples.digits.bundle import WEIGHTS
+from flowturbo_trt.examples.digits.loop import WEIGHTS
 
 KILLS = 20
 # Seconds until a kill: from within the imports to past several pieces of work.

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.evaluation.benchmark import Benchmark, BenchmarkOptions, Measured
-from flowturbo_trt.evaluation.latency import QUIET_SECONDS, Stability
-from flowturbo_trt.evaluation.latency import measure as timed
 from flowturbo_trt.evaluation.report import Check
+from flowturbo_trt.evaluation.speed.benchmark import Benchmark, BenchmarkOptions, Measured
+from flowturbo_trt.evaluation.speed.latency import QUIET_SECONDS, Stability
+from flowturbo_trt.evaluation.speed.latency import measure as timed
 from flowturbo_trt.export.build import build
 from flowturbo_trt.export.options import BuildOptions
 from flowturbo_trt.models.checkpoints import NAMED_MODELS

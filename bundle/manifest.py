@@ -41,6 +41,10 @@ class Graph:
     outputs: tuple[Tensor, ...]
     key: dict[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.file, *self.data)
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -63,6 +67,10 @@ class Engine:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     key: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.file, *self.data)
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,7 @@ class Manifest:
             raise BundleError(f"manifest: batches are {list(self.batches)}, expected sizes of at least 1")
         items: tuple[Graph | Engine, ...] = (*self.graphs, *self.engines)
         for item in items:
-            for file in (item.file, *item.data):
+            for file in item.files:
                 if file not in self.files:
                     raise BundleError(f"manifest: {item.network} needs {file}, which is not among the files")
         if self.default_schedule not in self.programs:

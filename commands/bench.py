@@ -13,7 +13,8 @@ from flowturbo_trt.bundle.environment import versions
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.commands.common import JSON_VERSION, Console, make_command
 from flowturbo_trt.commands.files import check_outputs
-from flowturbo_trt.evaluation.benchmark import (
+from flowturbo_trt.evaluation.report import machine
+from flowturbo_trt.evaluation.speed.benchmark import (
     ALTERNATIVES,
     STAGES,
     Alternative,
@@ -22,8 +23,7 @@ from flowturbo_trt.evaluation.benchmark import (
     Case,
     Measured,
 )
-from flowturbo_trt.evaluation.latency import Stability, Timing
-from flowturbo_trt.evaluation.report import machine
+from flowturbo_trt.evaluation.speed.latency import Stability, Timing
 from flowturbo_trt.sampling.schedule import Schedule
 
 DEFAULTS = BenchmarkOptions()

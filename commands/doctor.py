@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from flowturbo_trt.commands.common import CHECK_FAILED, Console, make_command
-from flowturbo_trt.evaluation.diagnosis import Diagnosis, diagnose
-from flowturbo_trt.evaluation.facts import Facts, gather
-from flowturbo_trt.evaluation.findings import Asked, Finding
+from flowturbo_trt.evaluation.doctor.diagnosis import Diagnosis, diagnose
+from flowturbo_trt.evaluation.doctor.facts import Facts, gather
+from flowturbo_trt.evaluation.doctor.findings import Asked, Finding
 from flowturbo_trt.models.published import NAMED_MODELS
 
 SIGNS = {"ok": "✓", "problem": "✗", "not needed": "–"}
@@ -69,7 +69,7 @@ def asked(
         remedy = "mend numpy, see above"
         unread = [Finding(what, "all", "problem", "not looked at", remedy) for what in given]
         return [Asked(finding.group, (finding,), False) for finding in unread]
-    from flowturbo_trt.evaluation.diagnosis_asked import ask_bundle, ask_model
+    from flowturbo_trt.evaluation.doctor.asked import ask_bundle, ask_model
 
     answers = []
     if bundle is not None:

@@ -59,7 +59,7 @@ def _schedules(manifest: Manifest) -> list[str]:
 def _engines(manifest: Manifest) -> list[str]:
     rows = [("network", "variant", "backend", "precision", "batches", "MB", "target", "file")]
     for engine in manifest.engines:
-        size = sum(manifest.files[file].bytes for file in (engine.file, *engine.data))
+        size = sum(manifest.files[file].bytes for file in engine.files)
         batches = ",".join(map(str, engine.batches))
         target = ",".join(engine.targets) or "any"
         row = (engine.network, engine.variant or "", engine.backend, engine.precision, batches)

@@ -125,7 +125,7 @@ def compile_engine(
 ) -> Engine:
     """Compile one engine, unless it is there already, and describe it."""
     key: dict[str, str] = {}
-    files = [graph.file, *graph.data]
+    files = list(graph.files)
     if request.precision not in AS_IS.get(backend, ()):
         key = engine_key(request, {file: work.files[file] for file in files}, backend, compiler)
         name = f"{backend} {request.network} {request.variant or ''}".rstrip()
@@ -157,7 +157,8 @@ def describe(
     work: Workspace,
 ) -> Manifest:
     """Write down what was built, from what, with what."""
-    needed = sorted({file for item in (*graphs, *engines) for file in (item.file, *item.data)})
+    items: list[Graph | Engine] = [*graphs, *engines]
+    needed = sorted({file for item in items for file in item.files})
     return Manifest(
         format=FORMAT,
         version=FORMAT_VERSION,

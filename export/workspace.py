@@ -213,7 +213,7 @@ def _pieces_of(out: Path) -> list[Piece]:
         return []
     items: tuple[Graph | Engine, ...] = (*manifest.graphs, *manifest.engines)
     return [
-        Piece(_name(item), item.key, out, {f: manifest.files[f] for f in (item.file, *item.data)})
+        Piece(_name(item), item.key, out, {f: manifest.files[f] for f in item.files})
         for item in items
         if item.key
     ]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from flowturbo_trt.commands.common import Console, reported
 from flowturbo_trt.commands.files import grid
-from flowturbo_trt.evaluation.latency import interleaved_medians
+from flowturbo_trt.evaluation.speed.latency import interleaved_medians
 from flowturbo_trt.runtime.pipeline import Pipeline
 from flowturbo_trt.sampling.schedule import Schedule
 
@@ -43,7 +43,7 @@ def demonstrate(out: Path, console: Console) -> None:
     with console.progress() as progress:
         bundle = build_digits(out / "digits", progress, backends=tuple(backends))
     for engine in bundle.manifest.engines:
-        size = sum(bundle.manifest.files[file].bytes for file in (engine.file, *engine.data))
+        size = sum(bundle.manifest.files[file].bytes for file in engine.files)
         name = f"{engine.network} {engine.variant or ''}".strip()
         click.echo(f"{engine.backend:12} {engine.precision}  {name:18} {size / 1e6:5.1f} MB")
     pipeline = Pipeline.load(out / "digits")

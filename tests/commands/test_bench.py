@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from flowturbo_trt.evaluation import benchmark, torch_reference
-from flowturbo_trt.evaluation.latency import Stability, Timing
-from flowturbo_trt.evaluation.startup import Startup, Work
+from flowturbo_trt.evaluation import torch_reference
+from flowturbo_trt.evaluation.speed import benchmark
+from flowturbo_trt.evaluation.speed.latency import Stability, Timing
+from flowturbo_trt.evaluation.speed.startup import Startup, Work
 from flowturbo_trt.tests.bundles import edit_manifest
 
 Run = Callable[..., Result]

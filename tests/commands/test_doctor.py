@@ -12,9 +12,9 @@ import pytest
 from click.testing import Result
 
 from flowturbo_trt.commands import doctor
-from flowturbo_trt.evaluation.facts import Facts
-from flowturbo_trt.evaluation.probes import Answer
-from flowturbo_trt.tests.evaluation.machines import BARE, FACTS, absent, machine, onnxruntime
+from flowturbo_trt.evaluation.doctor.facts import Facts
+from flowturbo_trt.evaluation.doctor.probes import Answer
+from flowturbo_trt.tests.evaluation.doctor.machines import BARE, FACTS, absent, machine, onnxruntime
 
 Run = Callable[..., Result]
 ROOT = Path(__file__).parents[2]

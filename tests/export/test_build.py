@@ -95,7 +95,7 @@ def test_files_are_those_listed(golden_bundle: Path) -> None:
     found = {p.relative_to(golden_bundle).as_posix() for p in golden_bundle.rglob("*") if p.is_file()}
     assert found == {*bundle.manifest.files, "manifest.json"}
     items: tuple[Graph | Engine, ...] = (*bundle.manifest.graphs, *bundle.manifest.engines)
-    needed = {file for item in items for file in (item.file, *item.data)}
+    needed = {file for item in items for file in item.files}
     assert needed == set(bundle.manifest.files)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnxruntime
 import pytest
 
 from flowturbo_trt.bundle.manifest import BundleError, Manifest
@@ -66,7 +67,7 @@ def test_failure_midway(
 ) -> None:
     failing_compiler(monkeypatch, error)
     with pytest.raises(type(error), match="midway"):
-        build(replace(tiny_options, schedules=("H5",)), tiny_copy)
+        build(replace(tiny_options, schedules=("H5",), precisions=("fp16",)), tiny_copy)
     assert len(instant_export) == 3
     assert_untouched(tiny_copy, old)
 
@@ -75,16 +76,18 @@ def test_failure_in_a_new_place_is_gone_on_from(
     tiny_options: BuildOptions, tmp_path: Path, instant_export: list[str]
 ) -> None:
     told: list[str] = []
+    options = replace(tiny_options, precisions=("fp16",))
     with pytest.MonkeyPatch.context() as monkeypatch:
         failing_compiler(monkeypatch, RuntimeError("midway"))
         with pytest.raises(RuntimeError):
-            build(tiny_options, tmp_path / "bundle")
+            build(options, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
-    build(tiny_options, tmp_path / "bundle", say=told.append).check_all()
+    build(options, tmp_path / "bundle", say=told.append).check_all()
     assert len(instant_export) == 3
+    names = ("predictor guided", "refiner guided", "decoder")
     assert told == [
-        f"onnx {name}: reused, finished by the build before"
-        for name in ("predictor guided", "refiner guided", "decoder")
+        *(f"onnx {name}: reused, finished by the build before" for name in names),
+        f"onnxruntime predictor guided: made anew, for builder a compiler → onnxruntime {onnxruntime.__version__}",
     ]
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "bundle.build.log"}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from flowturbo_trt.bundle.manifest import BundleError, Engine, Manifest
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.evaluation.diagnosis import Diagnosis
-from flowturbo_trt.evaluation.facts import HERE, Facts
-from flowturbo_trt.evaluation.findings import Asked, Finding, readable
+from flowturbo_trt.evaluation.doctor.diagnosis import Diagnosis
+from flowturbo_trt.evaluation.doctor.facts import HERE, Facts
+from flowturbo_trt.evaluation.doctor.findings import Asked, Finding, readable
 from flowturbo_trt.export.preflight import Need, build_need
 from flowturbo_trt.models.published import DECODER_PARAMETERS, LATENT, NAMED_MODELS, parameter_count
 
@@ -128,7 +128,7 @@ def _memory(group: str, manifest: Manifest, facts: Facts, backend: str) -> Itera
         detail, _, remedy = str(error).partition("; ")
         yield Finding(group, backend, "problem", detail, remedy)
         return
-    files = {file for engine in engines for file in (engine.file, *engine.data)}
+    files = {file for engine in engines for file in engine.files}
     size = sum(manifest.files[file].bytes for file in files)
     for device, able in facts.devices(backend).items():
         if any(_obstacle(engine, facts, device, able) for engine in engines):

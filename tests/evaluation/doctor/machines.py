@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
-from flowturbo_trt.evaluation.diagnosis import Diagnosis, diagnose
-from flowturbo_trt.evaluation.facts import EXPORT_LIBRARIES, HERE, TEMPORARY, Facts, Machine
-from flowturbo_trt.evaluation.findings import Finding
-from flowturbo_trt.evaluation.probes import Answer
+from flowturbo_trt.evaluation.doctor.diagnosis import Diagnosis, diagnose
+from flowturbo_trt.evaluation.doctor.facts import EXPORT_LIBRARIES, HERE, TEMPORARY, Facts, Machine
+from flowturbo_trt.evaluation.doctor.findings import Finding
+from flowturbo_trt.evaluation.doctor.probes import Answer
 from flowturbo_trt.evaluation.report import Gpu
 
 GIB = 2**30

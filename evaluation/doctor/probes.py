@@ -16,7 +16,7 @@ TIMEOUT = 120
 # -P and a path that is given: the child imports what this process would.
 CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from flowturbo_trt.evaluation.probes import answer; answer(*sys.argv[2:])"
+    "from flowturbo_trt.evaluation.doctor.probes import answer; answer(*sys.argv[2:])"
 )
 # ONNX's numbers of the element types a network may be in.
 ELEMENT_TYPES = {"fp32": 1, "fp16": 10, "bf16": 16}

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from flowturbo_trt.evaluation.diagnosis import diagnose
-from flowturbo_trt.evaluation.diagnosis_asked import activation_bytes, ask_bundle, ask_model, weight_bytes
-from flowturbo_trt.evaluation.facts import HERE, Facts
-from flowturbo_trt.evaluation.findings import Asked, Finding
-from flowturbo_trt.evaluation.probes import Answer
+from flowturbo_trt.evaluation.doctor.asked import activation_bytes, ask_bundle, ask_model, weight_bytes
+from flowturbo_trt.evaluation.doctor.diagnosis import diagnose
+from flowturbo_trt.evaluation.doctor.facts import HERE, Facts
+from flowturbo_trt.evaluation.doctor.findings import Asked, Finding
+from flowturbo_trt.evaluation.doctor.probes import Answer
 from flowturbo_trt.tests.bundles import changed_copy
-from flowturbo_trt.tests.evaluation.machines import (
+from flowturbo_trt.tests.evaluation.doctor.machines import (
     BARE,
     FACTS,
     GIB,

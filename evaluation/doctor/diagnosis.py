@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import flowturbo_trt
-from flowturbo_trt.evaluation.facts import TEMPORARY, Facts
-from flowturbo_trt.evaluation.findings import Finding, Library, judge, readable
-from flowturbo_trt.evaluation.findings_build import build_findings, buildable
+from flowturbo_trt.evaluation.doctor.building import build_findings, buildable
+from flowturbo_trt.evaluation.doctor.facts import TEMPORARY, Facts
+from flowturbo_trt.evaluation.doctor.findings import Finding, Library, judge, readable
 
 OLDEST_PYTHON = (3, 11)
 CUDA = "CUDAExecutionProvider"

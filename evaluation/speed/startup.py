@@ -61,7 +61,7 @@ def measure_startup(work: Work, runs: int = RUNS) -> Startup:
 
 def _run(work: Work) -> dict[str, Any]:
     started = time.time()
-    command = [sys.executable, "-m", "flowturbo_trt.evaluation.startup", json.dumps(asdict(work))]
+    command = [sys.executable, "-m", "flowturbo_trt.evaluation.speed.startup", json.dumps(asdict(work))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]

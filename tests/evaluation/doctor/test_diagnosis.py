@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from flowturbo_trt.evaluation.diagnosis import diagnose
-from flowturbo_trt.evaluation.facts import HERE, TEMPORARY, Facts
-from flowturbo_trt.evaluation.probes import Answer
-from flowturbo_trt.tests.evaluation.machines import (
+from flowturbo_trt.evaluation.doctor.diagnosis import diagnose
+from flowturbo_trt.evaluation.doctor.facts import HERE, TEMPORARY, Facts
+from flowturbo_trt.evaluation.doctor.probes import Answer
+from flowturbo_trt.tests.evaluation.doctor.machines import (
     BARE,
     FACTS,
     L4,

@@ -10,10 +10,10 @@ from typing import Any
 
 from flowturbo_trt.bundle.manifest import BundleError, Graph
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.evaluation.comparison import compare_call, compare_images
-from flowturbo_trt.evaluation.parity_result import EngineParity
-from flowturbo_trt.evaluation.recording import Call, Recording, graph_engine
-from flowturbo_trt.evaluation.thresholds import thresholds
+from flowturbo_trt.evaluation.parity.comparison import compare_call, compare_images
+from flowturbo_trt.evaluation.parity.recording import Call, Recording, graph_engine
+from flowturbo_trt.evaluation.parity.results import EngineParity
+from flowturbo_trt.evaluation.parity.thresholds import thresholds
 
 TORCH = "torch"
 
@@ -36,7 +36,7 @@ def against_torch(
 def faults_in_files(bundle: Bundle) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return what is wrong in ONNX engines' files, by file, and a note where nothing could look into them."""
     try:
-        module = import_module("flowturbo_trt.evaluation.engine_file")
+        module = import_module("flowturbo_trt.evaluation.parity.engine_file")
     except ModuleNotFoundError as error:
         return {}, (f"weights of engines not held against the graphs': {error.name} is not installed",)
     graphs = {(graph.network, graph.variant): graph for graph in bundle.manifest.graphs}

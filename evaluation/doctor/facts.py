@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flowturbo_trt.evaluation.probes import Answer, ask
+from flowturbo_trt.evaluation.doctor.probes import Answer, ask
 from flowturbo_trt.evaluation.report import Gpu, GpuError, cpuinfo, gpus
 from flowturbo_trt.export.preflight import ResourceError, available_disk, available_memory
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flowturbo_trt.bundle.manifest import Engine
-from flowturbo_trt.evaluation.recording import Recording
-from flowturbo_trt.evaluation.thresholds import Thresholds
+from flowturbo_trt.evaluation.parity.recording import Recording
+from flowturbo_trt.evaluation.parity.thresholds import Thresholds
 
 Status = Literal["passed", "failed", "not run"]
 

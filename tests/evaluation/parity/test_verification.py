@@ -11,16 +11,14 @@ import numpy as np
 import pytest
 
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.evaluation.comparison import (
+from flowturbo_trt.evaluation.parity.comparison import (
     amplification,
     compare_call,
     compare_images,
     row_relative_l2,
     windows,
 )
-from flowturbo_trt.evaluation.parity import ParityError, ParityOptions, verify
-from flowturbo_trt.evaluation.parity_result import EngineParity, ParityReport
-from flowturbo_trt.evaluation.recording import (
+from flowturbo_trt.evaluation.parity.recording import (
     Call,
     NoReferenceError,
     Recording,
@@ -29,7 +27,9 @@ from flowturbo_trt.evaluation.recording import (
     open_reference,
     record,
 )
-from flowturbo_trt.evaluation.thresholds import THRESHOLDS, ThresholdError, loosest, thresholds
+from flowturbo_trt.evaluation.parity.results import EngineParity, ParityReport
+from flowturbo_trt.evaluation.parity.thresholds import THRESHOLDS, ThresholdError, loosest, thresholds
+from flowturbo_trt.evaluation.parity.verification import ParityError, ParityOptions, verify
 from flowturbo_trt.runtime.host_trajectory import HostTrajectory
 from flowturbo_trt.runtime.pipeline import Pipeline
 from flowturbo_trt.sampling.schedule import ScheduleError
@@ -229,7 +229,7 @@ def test_torch_is_optional(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytes
     def missing(name: str) -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr("flowturbo_trt.evaluation.build_side.import_module", missing)
+    monkeypatch.setattr("flowturbo_trt.evaluation.parity.build_side.import_module", missing)
     report = verify(Bundle.open(tiny_bundle), OPTIONS)
     assert report.torch == ()
     assert report.notes[:2] == (

@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 
 from flowturbo_trt.bundle.manifest import BundleError, Engine, Manifest
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.evaluation.build_side import against_torch, faults_in_files
-from flowturbo_trt.evaluation.comparison import (
+from flowturbo_trt.evaluation.parity.build_side import against_torch, faults_in_files
+from flowturbo_trt.evaluation.parity.comparison import (
     amplification,
     compare_call,
     compare_images,
     row_relative_l2,
     windows,
 )
-from flowturbo_trt.evaluation.parity_result import (
+from flowturbo_trt.evaluation.parity.recording import Recording, open_reference, record
+from flowturbo_trt.evaluation.parity.results import (
     CallError,
     EngineParity,
     ImageError,
@@ -29,8 +30,7 @@ from flowturbo_trt.evaluation.parity_result import (
     TrajectoryParity,
     by_psnr,
 )
-from flowturbo_trt.evaluation.recording import Recording, open_reference, record
-from flowturbo_trt.evaluation.thresholds import loosest, thresholds
+from flowturbo_trt.evaluation.parity.thresholds import loosest, thresholds
 from flowturbo_trt.runtime.backend import Backend, BackendError, Trajectory, load_backend
 from flowturbo_trt.sampling.errors import FlowTurboError
 from flowturbo_trt.sampling.program import StepMark

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.evaluation.latency import (
+from flowturbo_trt.evaluation.speed.latency import (
     CALLS_AFTER_PAUSE,
     Breakdown,
     Clock,

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from flowturbo_trt.evaluation.metrics import relative_l2
-from flowturbo_trt.evaluation.thresholds import Thresholds
+from flowturbo_trt.evaluation.parity.thresholds import Thresholds
 
 HALF = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 # What export/precision.py appends to the name of a converted constant.

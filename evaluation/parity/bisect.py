@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from flowturbo_trt.bundle.manifest import Engine, Graph
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.evaluation.comparison import row_relative_l2
-from flowturbo_trt.evaluation.parity_result import EngineParity
-from flowturbo_trt.evaluation.recording import Inputs, Recording
+from flowturbo_trt.evaluation.parity.comparison import row_relative_l2
+from flowturbo_trt.evaluation.parity.recording import Inputs, Recording
+from flowturbo_trt.evaluation.parity.results import EngineParity
 from flowturbo_trt.sampling.errors import FlowTurboError
 
 # Tensors marked as outputs at once: those of a full-size network would not fit into memory together.

@@ -199,7 +199,9 @@ def breakdown(
         if decode:
             trajectory.decode()
 
-    counts: dict[tuple[str, str | None], int] = dict(program.evaluations())
+    counts: dict[tuple[str, str | None], int] = {
+        (network, variant): count for (network, variant), count in program.evaluations().items()
+    }
     if decode:
         counts["decoder", None] = 1
     alone = {

@@ -52,7 +52,7 @@ def thresholds(precision: str) -> Thresholds:
     if precision not in THRESHOLDS:
         raise ThresholdError(
             f"precision {precision!r} has no limits, only {', '.join(THRESHOLDS)} have; measure it and "
-            "add its line in evaluation/thresholds.py"
+            "add its line in evaluation/parity/thresholds.py"
         )
     return THRESHOLDS[precision]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from flowturbo_trt.evaluation.probes import ELEMENT_TYPES, ask, matmul_model
+from flowturbo_trt.evaluation.doctor.probes import ELEMENT_TYPES, ask, matmul_model
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterable, Iterator
 
-from flowturbo_trt.evaluation.facts import EXPORT_LIBRARIES, TENSORRT_MODULES, Facts
-from flowturbo_trt.evaluation.findings import Finding, Library, judge
-from flowturbo_trt.evaluation.probes import Answer
+from flowturbo_trt.evaluation.doctor.facts import EXPORT_LIBRARIES, TENSORRT_MODULES, Facts
+from flowturbo_trt.evaluation.doctor.findings import Finding, Library, judge
+from flowturbo_trt.evaluation.doctor.probes import Answer
 
 GROUP = "build"
 # Before a backend's name, in the name of the finding that tells whether it can be built for.

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowturbo_trt.evaluation.metrics import cosine, psnr, row_errors
-from flowturbo_trt.evaluation.parity_result import CallError, ImageError
-from flowturbo_trt.evaluation.recording import Array, Call, Recording
+from flowturbo_trt.evaluation.parity.recording import Array, Call, Recording
+from flowturbo_trt.evaluation.parity.results import CallError, ImageError
 
 # A network's output is added to something: a refiner's offset to the velocity it refines, a velocity,
 # times a step, to the state. An output below this part of that is measured against this part instead:

@@ -8,8 +8,8 @@ import pytest
 
 from flowturbo_trt.bundle.manifest import Engine
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.evaluation.engine_file import find_fault
-from flowturbo_trt.evaluation.thresholds import thresholds
+from flowturbo_trt.evaluation.parity.engine_file import find_fault
+from flowturbo_trt.evaluation.parity.thresholds import thresholds
 from flowturbo_trt.tests.faults import (
     copy_in,
     half_precision_time,

@@ -10,9 +10,16 @@ import numpy as np
 
 from flowturbo_trt.bundle.manifest import Engine, Manifest
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.evaluation.latency import QUIET_SECONDS, Breakdown, Stability, Timing, breakdown, measure
 from flowturbo_trt.evaluation.metrics import relative_l2
-from flowturbo_trt.evaluation.startup import Startup, Work, measure_startup
+from flowturbo_trt.evaluation.speed.latency import (
+    QUIET_SECONDS,
+    Breakdown,
+    Stability,
+    Timing,
+    breakdown,
+    measure,
+)
+from flowturbo_trt.evaluation.speed.startup import Startup, Work, measure_startup
 from flowturbo_trt.runtime.backend import DEFAULT_BACKEND, load_backend
 from flowturbo_trt.runtime.pipeline import Pipeline
 from flowturbo_trt.runtime.request import Request, make_request
@@ -64,7 +71,7 @@ class Case:
 
     def weight_bytes(self, manifest: Manifest) -> int:
         """Return the size of the engines' files, which are weights for the most part."""
-        files = {file for engine in self.engines for file in (engine.file, *engine.data)}
+        files = {file for engine in self.engines for file in engine.files}
         return sum(manifest.files[file].bytes for file in files)
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flowturbo_trt.evaluation import startup
-from flowturbo_trt.evaluation.startup import StartupError, Work, measure_startup
+from flowturbo_trt.evaluation.speed import startup
+from flowturbo_trt.evaluation.speed.startup import StartupError, Work, measure_startup
 
 
 @pytest.fixture

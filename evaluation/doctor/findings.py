@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from flowturbo_trt.evaluation.facts import Facts
-from flowturbo_trt.evaluation.probes import Answer
+from flowturbo_trt.evaluation.doctor.facts import Facts
+from flowturbo_trt.evaluation.doctor.probes import Answer
 
 Status = Literal["ok", "problem", "not needed"]
 
