@@ -30,7 +30,7 @@ def open_enterprise(targets: tuple[str, ...]) -> Compiler:
 def _open(module: str, backend: str, targets: tuple[str, ...]) -> Compiler:
     try:
         trt = importlib.import_module(module)
-    except (ImportError, OSError) as error:
+    except Exception as error:  # without the vendor's libraries it fails in ways of its own
         raise CompileError(
             f"backend {backend} is not installed ({error}); pip install 'flowturbo_trt[{backend}]'"
         ) from error

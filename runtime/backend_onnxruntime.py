@@ -1,6 +1,8 @@
 """Engines on ONNX Runtime: on the CPU, or through its CUDA provider on a GPU."""
 
+import contextlib
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -132,6 +134,10 @@ def _providers(device: str) -> list[Any]:
             f"device {device}: this ONNX Runtime has no CUDA provider; pip install onnxruntime-gpu (and "
             "uninstall onnxruntime, which overwrites it)"
         )
+    # CUDA and cuDNN that came as Python packages are not where the system looks for libraries. What it
+    # prints of those it does not find is no result of ours.
+    with contextlib.redirect_stdout(sys.stderr):
+        onnxruntime.preload_dlls()
     return [("CUDAExecutionProvider", {"device_id": int(match[1] or 0)}), "CPUExecutionProvider"]
 
 

@@ -84,10 +84,10 @@ def test_failure_in_a_new_place_is_gone_on_from(
     assert not (tmp_path / "bundle").exists()
     build(options, tmp_path / "bundle", say=told.append).check_all()
     assert len(instant_export) == 3
-    names = ("predictor guided", "refiner guided", "decoder")
+    names, version = ("predictor guided", "refiner guided", "decoder"), onnxruntime.__version__
     assert told == [
         *(f"onnx {name}: reused, finished by the build before" for name in names),
-        f"onnxruntime predictor guided: made anew, for builder a compiler → onnxruntime {onnxruntime.__version__}",
+        f"onnxruntime predictor guided: made anew, for builder a compiler → onnxruntime {version}",
     ]
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "bundle.build.log"}
 
