@@ -11,8 +11,9 @@ import onnxruntime
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.commands.common import CHECK_FAILED, Console, make_command
 from flowturbo_trt.evaluation.parity.bisect import Bisection, bisect, require_tools
+from flowturbo_trt.evaluation.parity.options import ParityOptions
 from flowturbo_trt.evaluation.parity.results import EngineParity, ParityReport, Status, TrajectoryParity
-from flowturbo_trt.evaluation.parity.verification import ParityOptions, verify
+from flowturbo_trt.evaluation.parity.verification import verify
 
 SIGNS: dict[Status, str] = {"passed": "✓", "failed": "✗", "not run": "–"}
 

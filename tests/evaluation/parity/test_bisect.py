@@ -9,8 +9,9 @@ import pytest
 
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.evaluation.parity.bisect import BisectError, Bisection, bisect, require_tools
+from flowturbo_trt.evaluation.parity.options import ParityOptions
 from flowturbo_trt.evaluation.parity.results import EngineParity, ParityReport
-from flowturbo_trt.evaluation.parity.verification import ParityOptions, verify
+from flowturbo_trt.evaluation.parity.verification import verify
 from flowturbo_trt.tests.faults import (
     Fault,
     copy_in,

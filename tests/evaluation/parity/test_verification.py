@@ -18,6 +18,7 @@ from flowturbo_trt.evaluation.parity.comparison import (
     row_relative_l2,
     windows,
 )
+from flowturbo_trt.evaluation.parity.options import ParityError, ParityOptions
 from flowturbo_trt.evaluation.parity.recording import (
     Call,
     NoReferenceError,
@@ -29,7 +30,7 @@ from flowturbo_trt.evaluation.parity.recording import (
 )
 from flowturbo_trt.evaluation.parity.results import EngineParity, ParityReport
 from flowturbo_trt.evaluation.parity.thresholds import THRESHOLDS, ThresholdError, loosest, thresholds
-from flowturbo_trt.evaluation.parity.verification import ParityError, ParityOptions, verify
+from flowturbo_trt.evaluation.parity.verification import verify
 from flowturbo_trt.runtime.host_trajectory import HostTrajectory
 from flowturbo_trt.runtime.pipeline import Pipeline
 from flowturbo_trt.sampling.schedule import ScheduleError

@@ -1,0 +1,179 @@
+"""One backend's engines and trajectories against the recorded float32 ones."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowturbo_trt.bundle.manifest import BundleError, Engine, Manifest
+from flowturbo_trt.evaluation.parity.comparison import (
+    amplification,
+    compare_call,
+    compare_images,
+    row_relative_l2,
+    windows,
+)
+from flowturbo_trt.evaluation.parity.options import ParityOptions
+from flowturbo_trt.evaluation.parity.recording import Recording
+from flowturbo_trt.evaluation.parity.results import (
+    CallError,
+    EngineParity,
+    ImageError,
+    TrajectoryParity,
+    by_psnr,
+)
+from flowturbo_trt.evaluation.parity.thresholds import loosest, thresholds
+from flowturbo_trt.runtime.backend import Backend, BackendError, Trajectory
+from flowturbo_trt.sampling.errors import FlowTurboError
+from flowturbo_trt.sampling.program import StepMark
+
+Result = TypeVar("Result", EngineParity, TrajectoryParity)
+# What a runtime lacks on a device is no fault of the engine: (backend, device, precision).
+NOT_IMPLEMENTED = {("onnxruntime", "cpu", "bf16")}
+UNUSED = "none of the schedules evaluates it"
+
+
+class BackendCheck:
+    """All engines of one backend, and the trajectories they make."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        name: str,
+        backend: Backend,
+        recordings: Sequence[Recording],
+        faults: Mapping[str, str],
+        options: ParityOptions,
+        tick: Callable[[str], None],
+    ) -> None:
+        self._manifest = manifest
+        self._name = name
+        self._backend = backend
+        self._recordings = recordings
+        self._faults = faults
+        self._options = options
+        self._tick = tick
+
+    def engines(self) -> list[EngineParity]:
+        """Hold every engine against the recorded calls (teacher-forced)."""
+        return [self._engine(engine) for engine in self._manifest.engines if engine.backend == self._name]
+
+    def trajectories(self) -> list[TrajectoryParity]:
+        """Let the backend run on its own (free-running), at every batch size."""
+        return [self._trajectory(r, batch) for r in self._recordings for batch in self._options.batches]
+
+    def _engine(self, engine: Engine) -> EngineParity:
+        self._tick(f"{engine.network} {engine.variant or ''} on {self._name}, call by call")
+        result = EngineParity(engine, thresholds(engine.precision), file_fault=self._faults.get(engine.file))
+        batches = [batch for batch in self._options.batches if batch in engine.batches]
+        if not batches:
+            return replace(result, not_run=f"built for batch {_join(engine.batches)}, which is not asked for")
+        try:
+            if engine.network == "decoder":
+                return replace(result, images=tuple(self._decoded(batches)))
+            calls = tuple(self._called(engine, batches))
+        except FlowTurboError as error:
+            return self._unfinished(result, {engine.precision}, error)
+        return replace(result, calls=calls) if calls else replace(result, not_run=UNUSED)
+
+    def _called(self, engine: Engine, batches: Sequence[int]) -> Iterator[CallError]:
+        for recording, batch, rows in self._parts(batches):
+            for call in recording.calls:
+                if (call.network, call.variant) == (engine.network, engine.variant):
+                    inputs = {name: array[rows] for name, array in call.inputs.items()}
+                    found = self._backend.evaluate(call.network, call.variant, inputs)
+                    expected = call.output[rows]
+                    _check_shape(found, expected)
+                    yield from compare_call(call, found, expected, rows, batch)
+
+    def _decoded(self, batches: Sequence[int]) -> Iterator[ImageError]:
+        for recording, batch, rows in self._parts(batches):
+            found = self._backend.evaluate("decoder", None, {"state": recording.latents[rows]})
+            assert recording.images is not None
+            expected = recording.images[rows]
+            _check_shape(found, expected)
+            yield compare_images(recording, found, expected, rows, batch)
+
+    def _parts(self, batches: Sequence[int]) -> Iterator[tuple[Recording, int, slice]]:
+        """Yield every row once at the largest batch size, and the first rows at the others."""
+        for recording in self._recordings:
+            for batch in batches:
+                for rows in windows(len(recording.request), batch, everything=batch == max(batches)):
+                    yield recording, batch, rows
+
+    def _trajectory(self, recording: Recording, batch: int) -> TrajectoryParity:
+        self._tick(f"{recording.schedule} {recording.variant} on {self._name}, batch {batch}")
+        where = (recording.schedule, recording.variant, self._name)
+        networks: list[tuple[str, str | None]] = [*recording.program.evaluations()]
+        if recording.images is not None:
+            networks.append(("decoder", None))
+        try:
+            used = {self._manifest.engine(n, v, self._name, batch).precision for n, v in networks}
+        except BundleError as error:
+            return TrajectoryParity(*where, "", batch, None, failure=str(error))
+        precision = loosest(used)
+        result = TrajectoryParity(*where, precision, batch, thresholds(precision))
+        try:
+            return self._run(recording, result)
+        except FlowTurboError as error:
+            return self._unfinished(result, used, error)
+
+    def _run(self, recording: Recording, result: TrajectoryParity) -> TrajectoryParity:
+        batch, everything = result.batch, result.batch == max(self._options.batches)
+        trajectory = self._backend.bind(recording.program, batch)
+        errors: list[NDArray[np.float64]] = []
+        images: list[ImageError] = []
+        parts = list(windows(len(recording.request), batch, everything=everything))
+        for rows in parts:
+            errors.append(_run_rows(trajectory, recording, rows))
+            if recording.images is not None:
+                images.append(
+                    compare_images(recording, trajectory.decode(), recording.images[rows], rows, batch)
+                )
+        every_row = np.concatenate(errors, axis=1)
+        rows_run = np.concatenate([np.arange(rows.start, rows.stop) for rows in parts])
+        factors = amplification(recording.request.guidance[rows_run])
+        # argmax takes a NaN for the largest.
+        worst = int(np.argmax(every_row[-1] / factors))
+        *per_step, latents = map(float, every_row[:, worst])
+        return replace(
+            result,
+            row=int(rows_run[worst]),
+            amplification=float(factors[worst]),
+            per_step=tuple(per_step),
+            relative_l2=latents,
+            image=min(images, key=by_psnr, default=None),
+        )
+
+    def _unfinished(self, result: Result, precisions: set[str], error: FlowTurboError) -> Result:
+        device = self._options.device
+        lacking = any((self._name, device, precision) in NOT_IMPLEMENTED for precision in precisions)
+        return replace(result, not_run=str(error)) if lacking else replace(result, failure=str(error))
+
+
+def _run_rows(trajectory: Trajectory, recording: Recording, rows: slice) -> NDArray[np.float64]:
+    """Run some rows (n); return the relative L2 (steps+1,n) after every step, then of the latents."""
+    request = recording.request
+    request.fill_noise(rows, trajectory.noise)
+    trajectory.guidance[:] = request.guidance[rows]
+    for name, values in request.conditions.items():
+        trajectory.conditions[name][:] = values[rows]
+    errors: list[NDArray[np.float64]] = []
+
+    def compare(mark: StepMark, index: int) -> None:
+        expected = recording.states[index][rows]
+        errors.append(row_relative_l2(trajectory.state_after(mark), expected))
+
+    trajectory.run(compare)
+    return np.stack([*errors, row_relative_l2(trajectory.latents, recording.latents[rows])])
+
+
+def _check_shape(found: NDArray[Any], expected: NDArray[Any]) -> None:
+    if found.shape != expected.shape:
+        raise BackendError(f"gives an output of shape {found.shape}, expected {expected.shape}; rebuild it")
+
+
+def _join(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
