@@ -182,7 +182,7 @@ def describe_model(sources: Sources, items: list[Exportable]) -> Model:
     image = None if decoder is None else tuple(int(size) for size in decoder.output.shape[1:3])
     channels = sources.guided_channels
     return Model(
-        family="sit",
+        family=sources.predictor.family,
         latent=(config.in_channels, config.input_size, config.input_size),
         image=image,  # type: ignore[arg-type]  # the slice has two items
         conditions=(Condition("label", "int64", 0, config.num_classes - 1),),

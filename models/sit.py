@@ -56,6 +56,8 @@ class SiT(nn.Module):
     `v` (B,C,H,W), concatenated after x, and returns the *offset* to add to v.
     """
 
+    family = "sit"
+
     def __init__(self, config: SiTConfig, *, refines: bool = False) -> None:
         super().__init__()
         self.config = config

@@ -26,6 +26,10 @@ class BackendError(FlowTurboError):
     """A backend or device that is unknown or not available, or an engine it cannot run."""
 
 
+class UnsupportedError(BackendError):
+    """A device lacks what an engine needs: no fault of the engine's."""
+
+
 class Trajectory(Protocol):
     """A program bound to engines and memory for `batch` rows.
 

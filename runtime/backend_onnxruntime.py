@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from flowturbo_trt.bundle.manifest import Engine, Tensor
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.runtime.backend import BackendError
+from flowturbo_trt.runtime.backend import BackendError, UnsupportedError
 from flowturbo_trt.runtime.host_trajectory import HostTrajectory
 from flowturbo_trt.sampling.program import Evaluate, Program
 
@@ -73,7 +73,7 @@ class OnnxRuntimeEngine:
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # its exceptions share no base class of their own
-            raise BackendError(_explain(engine, providers, str(error))) from error
+            raise _explain(engine, providers, str(error)) from error
         wanted = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
         # ONNX Runtime falls back to the CPU with no more than a log line.
         if wanted not in self._session.get_providers():
@@ -141,14 +141,14 @@ def _providers(device: str) -> list[Any]:
     return [("CUDAExecutionProvider", {"device_id": int(match[1] or 0)}), "CPUExecutionProvider"]
 
 
-def _explain(engine: Engine, providers: list[Any], reason: str) -> str:
+def _explain(engine: Engine, providers: list[Any], reason: str) -> BackendError:
     what = _name(engine)
     if "NOT_IMPLEMENTED" in reason and engine.precision == "bf16" and providers == ["CPUExecutionProvider"]:
-        return (
+        return UnsupportedError(
             f"{what}: ONNX Runtime has no bf16 arithmetic on the CPU; use --device cuda, or rebuild with "
             "--precision onnxruntime=fp32"
         )
-    return f"{what}: ONNX Runtime cannot load {engine.file}: {' '.join(reason.split())[:300]}"
+    return BackendError(f"{what}: ONNX Runtime cannot load {engine.file}: {' '.join(reason.split())[:300]}")
 
 
 def _name(engine: Engine) -> str:

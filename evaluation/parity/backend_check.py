@@ -25,13 +25,11 @@ from flowturbo_trt.evaluation.parity.results import (
     by_psnr,
 )
 from flowturbo_trt.evaluation.parity.thresholds import loosest, thresholds
-from flowturbo_trt.runtime.backend import Backend, BackendError, Trajectory
+from flowturbo_trt.runtime.backend import Backend, BackendError, Trajectory, UnsupportedError
 from flowturbo_trt.sampling.errors import FlowTurboError
 from flowturbo_trt.sampling.program import StepMark
 
 Result = TypeVar("Result", EngineParity, TrajectoryParity)
-# What a runtime lacks on a device is no fault of the engine: (backend, device, precision).
-NOT_IMPLEMENTED = {("onnxruntime", "cpu", "bf16")}
 UNUSED = "none of the schedules evaluates it"
 
 
@@ -75,7 +73,7 @@ class BackendCheck:
                 return replace(result, images=tuple(self._decoded(batches)))
             calls = tuple(self._called(engine, batches))
         except FlowTurboError as error:
-            return self._unfinished(result, {engine.precision}, error)
+            return _unfinished(result, error)
         return replace(result, calls=calls) if calls else replace(result, not_run=UNUSED)
 
     def _called(self, engine: Engine, batches: Sequence[int]) -> Iterator[CallError]:
@@ -118,7 +116,7 @@ class BackendCheck:
         try:
             return self._run(recording, result)
         except FlowTurboError as error:
-            return self._unfinished(result, used, error)
+            return _unfinished(result, error)
 
     def _run(self, recording: Recording, result: TrajectoryParity) -> TrajectoryParity:
         batch, everything = result.batch, result.batch == max(self._options.batches)
@@ -147,10 +145,11 @@ class BackendCheck:
             image=min(images, key=by_psnr, default=None),
         )
 
-    def _unfinished(self, result: Result, precisions: set[str], error: FlowTurboError) -> Result:
-        device = self._options.device
-        lacking = any((self._name, device, precision) in NOT_IMPLEMENTED for precision in precisions)
-        return replace(result, not_run=str(error)) if lacking else replace(result, failure=str(error))
+
+def _unfinished(result: Result, error: FlowTurboError) -> Result:
+    if isinstance(error, UnsupportedError):
+        return replace(result, not_run=str(error))
+    return replace(result, failure=str(error))
 
 
 def _run_rows(trajectory: Trajectory, recording: Recording, rows: slice) -> NDArray[np.float64]:
