@@ -115,7 +115,5 @@ def _configuration(result: dict[str, Any]) -> str:
     how += [f"guidance {result['guidance']}"] if "guidance" in result else []
     how += [f"{result['samples']} samples"] if "samples" in result else []
     how += [f"medians of {result['repeats']} runs in turn"] if "repeats" in result else []
-    return (
-        f"{machine['cores']} cores of {machine['cpu']}, {gpu}; {''.join(f'{part}, ' for part in how)[:-2]}; "
-        f"{packages}. Written by `make proof`."
-    )
+    parts = [f"{machine['cores']} cores of {machine['cpu']}, {gpu}", ", ".join(how), packages]
+    return f"{'; '.join(filter(None, parts))}. Written by `make proof`."

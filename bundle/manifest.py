@@ -20,6 +20,10 @@ class BundleError(FlowTurboError):
     """A bundle that is missing, damaged, unsafe, of another format, or lacks what is asked of it."""
 
 
+class OlderBundleError(BundleError):
+    """A bundle that lacks what builders write since: nothing is wrong with it."""
+
+
 @dataclass(frozen=True)
 class Tensor:
     """An engine's input or output; axis 0 is `"batch"`."""
@@ -29,8 +33,26 @@ class Tensor:
     shape: tuple[int | str, ...]
 
 
+class _Files:
+    """What graphs and engines have in common."""
+
+    network: str
+    variant: str | None
+    file: str
+    data: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What people call it, e.g. `predictor guided`."""
+        return f"{self.network} {self.variant or ''}".strip()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.file, *self.data)
+
+
 @dataclass(frozen=True)
-class Graph:
+class Graph(_Files):
     """A network variant as float32 ONNX, the reference of verification; decoders have no variant."""
 
     network: str
@@ -41,13 +63,9 @@ class Graph:
     outputs: tuple[Tensor, ...]
     key: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        return (self.file, *self.data)
-
 
 @dataclass(frozen=True)
-class Engine:
+class Engine(_Files):
     """A network variant compiled for one backend at the given batch sizes.
 
     `file` is what the backend loads, `data` the files it needs beside it. `targets` are the compute
@@ -67,10 +85,6 @@ class Engine:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     key: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        return (self.file, *self.data)
 
 
 @dataclass(frozen=True)
@@ -162,9 +176,7 @@ class Manifest:
                 batch is None or batch in engine.batches
             ):
                 return engine
-        held = sorted(
-            {f"{e.network} {e.variant or ''}".strip() for e in self.engines if e.backend == backend}
-        )
+        held = sorted({e.name for e in self.engines if e.backend == backend})
         wanted = f"{variant or ''} {network}".strip()
         raise BundleError(
             f"the bundle has no {wanted} engine for {backend} (it has: {', '.join(held) or 'none'}); "

@@ -23,19 +23,7 @@ class Bundle:
     def open(cls, path: str | Path) -> "Bundle":
         """Open a bundle directory; raises BundleError with the cause of rejection."""
         path = Path(path)
-        manifest_file = path / MANIFEST
-        if not manifest_file.is_file():
-            raise BundleError(
-                f"{path}: no bundle here ({MANIFEST} not found); make one with `flowturbo_trt build`"
-            )
-        if manifest_file.is_symlink():
-            raise BundleError(f"{manifest_file}: is a link; bundles hold plain files")
-        try:
-            manifest = from_json(manifest_file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{manifest_file}: cannot be read ({error})") from error
-        except BundleError as error:
-            raise BundleError(f"{path}: {error}") from error
+        manifest = read_manifest(path)
         bundle = cls(path, manifest)
         for name, record in manifest.files.items():
             bundle._check_size(name, record)
@@ -68,9 +56,6 @@ class Bundle:
 
     def _check_size(self, name: str, record: FileRecord) -> None:
         path = self.path / name
-        pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
-            raise BundleError(f"{self.path}: the manifest names {name!r}, which leaves the bundle")
         # A link could lead out of the bundle, or change under a running process.
         if any(part.is_symlink() for part in (path, *path.parents) if self.path in part.parents):
             raise BundleError(f"{path}: is a link; bundles hold plain files")
@@ -81,6 +66,28 @@ class Bundle:
                 f"{path}: has {path.stat().st_size} bytes, expected {record.bytes}; "
                 "copy the bundle again or rebuild it"
             )
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of a bundle directory without a look at its files; raises BundleError."""
+    file = path / MANIFEST
+    if not file.is_file():
+        raise BundleError(
+            f"{path}: no bundle here ({MANIFEST} not found); make one with `flowturbo_trt build`"
+        )
+    if file.is_symlink():
+        raise BundleError(f"{file}: is a link; bundles hold plain files")
+    try:
+        manifest = from_json(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{file}: cannot be read ({error})") from error
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from error
+    for name in manifest.files:
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
+            raise BundleError(f"{path}: the manifest names {name!r}, which leaves the bundle")
+    return manifest
 
 
 def sha256(path: Path) -> str:

@@ -1,13 +1,13 @@
 """Writing bundles: put together elsewhere on the same file system, then exchanged for the older one."""
 
-import contextlib
 import ctypes
+import json
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from flowturbo_trt.bundle.manifest import BundleError, Manifest, to_json
+from flowturbo_trt.bundle.manifest import FORMAT, BundleError, Manifest, to_json
 from flowturbo_trt.bundle.store import MANIFEST
 
 # linux/fcntl.h and linux/fs.h
@@ -18,18 +18,37 @@ _RENAME_EXCHANGE = 2
 def check_place(out: Path) -> Path:
     """Return `out` as an absolute path after making sure that a bundle may be put there.
 
-    Raises BundleError when it cannot be written or is something else than a bundle.
+    Raises BundleError when it cannot be written, or when something would be lost that no build made.
     """
     out = Path(os.path.abspath(out))
-    if out == Path.cwd() or out.is_mount():
+    if Path.cwd().is_relative_to(out) or out.is_mount():
         raise BundleError(f"{out}: cannot be replaced as a whole; give a new folder below it")
-    if (out.exists() or out.is_symlink()) and not (out / MANIFEST).is_file() and not _is_empty_folder(out):
-        raise BundleError(f"{out}: exists and is no bundle; give a new path")
+    if out.is_symlink():
+        raise BundleError(f"{out}: is a link to {os.readlink(out)}; give that folder, or a new path")
+    if out.exists() and not _is_empty_folder(out):
+        _check_bundle(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(out, error) from error
+    if out.exists() and not os.access(out, os.W_OK):
+        raise BundleError(f"{out}: is read-only; make it writable, or give another path")
     return out
+
+
+def _check_bundle(out: Path) -> None:
+    """Refuse to replace what is no bundle, or holds anything beside one."""
+    try:
+        data = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        files = {MANIFEST, *data["files"]} if data["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError):
+        files = None
+    if files is None:
+        raise BundleError(f"{out}: exists and is no bundle; give a new path")
+    for path in out.rglob("*"):
+        name = path.relative_to(out).as_posix()
+        if not path.is_dir() and name not in files:
+            raise BundleError(f"{out}: holds {name}, which is not part of the bundle; move it elsewhere")
 
 
 def unwritable(out: Path, error: OSError) -> BundleError:
@@ -66,12 +85,15 @@ def exchange(draft: Path, out: Path) -> None:
     In one step where the system can exchange two folders; otherwise there is a moment without a
     bundle, and an interruption in it puts the older one back.
     """
-    if not out.exists() and not out.is_symlink():
-        os.rename(draft, out)
-    elif _exchange_at_once(draft, out):
-        _remove(draft)
-    else:
-        _exchange_in_turn(draft, out)
+    try:
+        if not out.exists():
+            os.rename(draft, out)
+        elif _exchange_at_once(draft, out):
+            remove(draft)
+        else:
+            _exchange_in_turn(draft, out)
+    except PermissionError as error:
+        raise unwritable(out, error) from error
     sync([out])
 
 
@@ -91,29 +113,29 @@ def _exchange_in_turn(draft: Path, out: Path) -> None:
         os.rename(draft, out)
     except BaseException:
         # An interrupt too must not lose the older bundle.
-        if not out.exists() and not out.is_symlink():
+        if not out.exists():
             os.rename(old, out)
         raise
-    _remove(old)
+    remove(old)
 
 
 def recover(draft: Path, out: Path) -> None:
     """Finish what a kill between the two renames of `exchange` left: put the older bundle back."""
     old = draft.with_name(f"{draft.name}.old")
-    if not (old.exists() or old.is_symlink()):
+    if not old.exists():
         return
-    if out.exists() or out.is_symlink():
-        _remove(old)
+    if out.exists():
+        remove(old)
     else:
         os.rename(old, out)
 
 
-def _remove(path: Path) -> None:
-    if path.is_symlink():
-        path.unlink()
-    else:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(path)
+def remove(folder: Path) -> None:
+    """Delete a folder that a build made, whatever permissions were put on it since."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o700)
+    shutil.rmtree(folder)
 
 
 def _is_empty_folder(path: Path) -> bool:

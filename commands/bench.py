@@ -19,6 +19,7 @@ from flowturbo_trt.evaluation.speed.benchmark import (
     STAGES,
     Alternative,
     Benchmark,
+    BenchmarkError,
     BenchmarkOptions,
     Case,
     Measured,
@@ -27,6 +28,8 @@ from flowturbo_trt.evaluation.speed.latency import Stability, Timing
 from flowturbo_trt.sampling.schedule import Schedule
 
 DEFAULTS = BenchmarkOptions()
+# Of fewer, the 99th percentile is no more than the largest.
+SAMPLES_FOR_P99 = 100
 
 
 class Names(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
@@ -91,27 +94,29 @@ def command(
         # What ONNX Runtime would print is raised as an error as well. The process is ours to silence.
         onnxruntime.set_default_logger_severity(4)
     bundle = Bundle.open(path)
-    sizes = check_batches(bundle, given["backend"], batches)
+    sizes = check_batches(bundle, batches)
     chosen = [Schedule.parse(text) for text in schedules or (bundle.manifest.default_schedule,)]
     stability = Stability(precision=precision_of_median, seconds=max_seconds)
     benchmark = Benchmark(bundle, BenchmarkOptions(stability=stability, **given))
     # All of them first: what the bundle lacks shows before anything is timed.
     cases = [benchmark.case(schedule, batch) for schedule in dict.fromkeys(chosen) for batch in sizes]
     results = run(console, benchmark, cases)
-    document = describe(path, cases[0], given, stability, results)
+    document = describe(path, cases[0], {**given, "threads": benchmark.threads}, stability, results)
     if out is not None:
         text = json.dumps({"version": JSON_VERSION, **document}, indent=1, ensure_ascii=False)
         out.write_text(text + "\n", encoding="utf-8")
     console.result(document, "\n\n".join([heading(document), *map(paragraph, results)]))
+    if any(alternative.failure for measured in results for alternative in measured.alternatives):
+        raise click.exceptions.Exit(1)
 
 
-def check_batches(bundle: Bundle, backend: str, batches: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the batch sizes to measure; refuse one the backend's engines were not built for."""
+def check_batches(bundle: Bundle, batches: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the batch sizes to measure; refuse one that engines were not built for."""
     built = bundle.manifest.batches
     for batch in batches:
         if batch not in built:
-            raise click.UsageError(
-                f"--batch {batch}: the bundle was built for {', '.join(map(str, built))}; take one of these, "
+            raise BenchmarkError(
+                f"batch {batch}: the bundle was built for {', '.join(map(str, built))}; take one of these, "
                 f"or build it with --batch {batch}"
             )
     return tuple(dict.fromkeys(batches)) or built
@@ -199,7 +204,7 @@ def _alternative(alternative: Alternative, measured: Measured) -> dict[str, Any]
 def heading(document: dict[str, Any]) -> str:
     """Say where and how it was measured."""
     where = document["machine"]
-    threads = f"threads: {document['threads']}" if document["threads"] else "all cores"
+    threads = f"threads: {document['threads']}"
     gpu = f", {where['gpu']}" if where["gpu"] else ""
     return (
         f"{document['bundle']} on {document['backend']} ({document['device']}, {threads}), guidance "
@@ -237,10 +242,10 @@ def paragraph(measured: Measured) -> str:
 
 
 def _latency(timing: Timing) -> str:
-    text = (
-        f"median {1000 * timing.median:.2f} ms, p90 {1000 * timing.quantile(0.9):.2f}, "
-        f"p99 {1000 * timing.quantile(0.99):.2f}, {len(timing.samples)} samples"
-    )
+    text = f"median {1000 * timing.median:.2f} ms, p90 {1000 * timing.quantile(0.9):.2f}, "
+    if len(timing.samples) >= SAMPLES_FOR_P99:
+        text += f"p99 {1000 * timing.quantile(0.99):.2f}, "
+    text += f"{len(timing.samples)} samples"
     if timing.stable:
         return text
     low, high = timing.interval

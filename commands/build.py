@@ -88,14 +88,11 @@ def command(
     given = {role: Path(name) for role, name in names.items() if name}
     # Made, and so checked, before anything is fetched.
     options = BuildOptions(**given, config=config, model=model, **others)  # type: ignore[arg-type]
-    notes: list[str] = []
     with console.progress() as progress:
         found: dict[str, Any] = {
             role: resolve(name, download, progress) for role, name in names.items() if name
         }
-        bundle: Bundle = build(replace(options, **found), out, progress, notes.append)
-    for note in notes:
-        console.info(note)
+        bundle: Bundle = build(replace(options, **found), out, progress, console.info)
     if not any(engine.backend in BACKENDS for engine in bundle.manifest.engines):
         console.info(f"this version runs none of these engines yet; --backend {DEFAULT_BACKEND} adds some")
     size = sum(record.bytes for record in bundle.manifest.files.values())

@@ -33,7 +33,8 @@ class Console:
     def info(self, text: str) -> None:
         """Say something about the work, unless quiet."""
         if self._verbosity >= 0:
-            click.echo(text, err=True)
+            # A bar on a terminal has the line: it is drawn anew below.
+            click.echo(f"\r\033[K{text}" if sys.stderr.isatty() else text, err=True)
 
     def result(self, document: dict[str, Any], text: str) -> None:
         """Print the result: the document with --json, else the text."""

@@ -88,7 +88,7 @@ def lines(report: ParityReport) -> list[str]:
 def found(bisection: Bisection) -> str:
     """Say where an engine goes wrong."""
     engine, first = bisection.engine, bisection.divergence
-    name = f"{engine.network} {engine.variant or ''}".strip()
+    name = engine.name
     if first is None:
         return f"bisecting {name} on {engine.backend}: {bisection.note}"
     node = f"{first.op_type} {first.node}".strip()
@@ -106,7 +106,8 @@ def _engine_row(result: EngineParity) -> tuple[str, ...]:
     if call is not None:
         allowed = call.amplification * result.limits.call_relative_l2
         text = (
-            f"relative L2 {call.relative_l2:.2g} (at most {allowed:.2g}), cosine 1 − {1 - call.cosine:.1g}: "
+            f"relative L2 {call.relative_l2:.2g} (at most {allowed:.2g}), "
+            f"cosine 1 − {max(0.0, 1 - call.cosine):.1g}: "
             f"{call.schedule} call {call.call}, t {call.t:.3g}, half {call.half}, batch {call.batch}, "
             f"row {call.row}"
         )

@@ -8,15 +8,12 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from flowturbo_trt.bundle.manifest import BundleError, Graph, Model
+from flowturbo_trt.bundle.manifest import BundleError, Graph, Model, OlderBundleError
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.export.networks import with_guidance
 from flowturbo_trt.export.onnx_graph import load_graph
-from flowturbo_trt.export.onnx_rewrites import is_transposed
+from flowturbo_trt.export.onnx_rewrites import PARAMETER_ENDS, is_transposed
 from flowturbo_trt.models.sit import SiT, SiTConfig
-
-# What the exporter calls a parameter; all other initializers are constants of the arithmetic.
-PARAMETER_ENDS = (".weight", ".bias", ".pos_embed")
 
 
 class TorchWeightsError(BundleError):
@@ -36,7 +33,7 @@ def rebuild(bundle: Bundle, network: str, variant: str | None) -> nn.Module:
         bundle.file(file)
     model = load_graph(bundle.file(graph.file))
     module = _empty(bundle.manifest.model, graph)
-    _load(module, _parameters(model), graph.file)
+    _load(module, _parameters(model), graph)
     return module.requires_grad_(False).eval()
 
 
@@ -48,7 +45,7 @@ def _empty(model: Model, graph: Graph) -> nn.Module:
         "decoder": model.decoder_config,
     }[graph.network]
     if config is None:
-        raise TorchWeightsError(
+        raise OlderBundleError(
             f"{graph.file}: the manifest does not tell the {graph.network}'s shape, as bundles of today do; "
             "rebuild the bundle"
         )
@@ -90,16 +87,18 @@ def _parameters(model: ir.Model) -> dict[str, Tensor]:
     return parameters
 
 
-def _load(module: nn.Module, weights: dict[str, Tensor], file: str) -> None:
+def _load(module: nn.Module, weights: dict[str, Tensor], graph: Graph) -> None:
+    file = graph.file
     expected = dict(module.named_parameters())
     for name, parameter in expected.items():
         if name not in weights and name.endswith(".bias"):
             # A bias of zeros may be left out of a graph (FORMAT.md, Engines).
             weights[name] = torch.zeros(parameter.shape, dtype=parameter.dtype)
     if missing := sorted(expected.keys() - weights.keys()):
+        if not graph.key:
+            raise OlderBundleError(f"{file}: does not name its weights, as bundles of today do; rebuild it")
         raise TorchWeightsError(
-            f"{file}: has no {missing[0]}, which the manifest's configuration asks for; a bundle built "
-            "before its graphs named their weights has to be rebuilt"
+            f"{file}: has no {missing[0]}, which the manifest's configuration asks for; rebuild the bundle"
         )
     if unexpected := sorted(weights.keys() - expected.keys()):
         raise TorchWeightsError(

@@ -23,8 +23,8 @@ from flowturbo_trt.export.keys import engine_key, graph_key
 from flowturbo_trt.export.networks import velocity_halves
 from flowturbo_trt.export.options import BuildError, BuildOptions
 from flowturbo_trt.export.preflight import build_need, check_need
+from flowturbo_trt.export.progress import BuildProgress, Progress
 from flowturbo_trt.export.sources import Sources, load_sources
-from flowturbo_trt.export.steps import Progress, Steps
 from flowturbo_trt.export.workspace import Workspace, open_workspace
 from flowturbo_trt.sampling.program import Program
 from flowturbo_trt.sampling.schedule import Schedule
@@ -52,24 +52,25 @@ def build(
         sources = load_sources(options)
         programs = trace_programs(options, sources)
         items = list(exportables(sources, options.variants))
-        steps = Steps(progress, {item.network: item.weight_bytes for item in items})
+        track = BuildProgress(progress, {item.network: item.weight_bytes for item in items})
         if options.preflight:
             precisions = {backend: options.precision_of(backend) for backend in compilers}
-            need = build_need(steps.weight_bytes, options.backends, precisions, len(options.variants))
-            # What is finished lies on the disk already.
-            check_need(replace(need, disk_bytes=max(0, need.disk_bytes - work.finished_bytes)), out)
+            need = build_need(track.weight_bytes, options.backends, precisions, len(options.variants))
+            # Graphs that are finished lie on the disk already.
+            finished = work.finished_bytes([graph_key(i, sources.provenance[i.network]) for i in items])
+            check_need(replace(need, disk_bytes=max(0, need.disk_bytes - finished)), out)
         model, provenance = describe_model(sources, items), sources.provenance
-        steps.plan([item.network for item in items], len(compilers))
-        graphs = [export_graph(item, provenance[item.network], work, steps) for item in items]
+        track.plan([item.network for item in items], len(compilers))
+        graphs = [export_graph(item, provenance[item.network], work, track) for item in items]
         # From here on the memory is the compilers'.
         del sources, items
         engines = [
             engine
             for backend, compiler in compilers.items()
             for graph in graphs
-            for engine in compile_engines(graph, backend, compiler, options, work, steps)
+            for engine in compile_engines(graph, backend, compiler, options, work, track)
         ]
-        steps.end("writing the manifest")
+        track.end("writing the manifest")
         kept = [] if options.strip else graphs
         work.publish(describe(options, model, provenance, programs, kept, engines, work))
     return Bundle.open(out)
@@ -87,17 +88,21 @@ def trace_programs(options: BuildOptions, sources: Sources) -> dict[str, dict[st
     return {str(s): {variant: trace(s, variant) for variant in options.variants} for s in schedules}
 
 
-def export_graph(item: Exportable, weights: dict[str, str], work: Workspace, steps: Steps) -> Graph:
+def export_graph(item: Exportable, weights: dict[str, str], work: Workspace, track: BuildProgress) -> Graph:
     """Export one network, unless it is there already, and describe its graph."""
-    steps.begin(f"exporting {item.network}", item.network)
+    track.begin(f"exporting {item.network}", item.network)
     key = graph_key(item, weights)
-    name = f"onnx {item.network} {item.variant or ''}".rstrip()
-    first, *data = work.piece(name, "onnx", key, lambda folder: export_one(item, folder)).files
+    first, *data = work.piece(f"onnx {item.name}", "onnx", key, lambda folder: export_one(item, folder)).files
     return Graph(item.network, item.variant, first, tuple(data), item.inputs, (item.output,), key)
 
 
 def compile_engines(
-    graph: Graph, backend: str, compiler: Compiler, options: BuildOptions, work: Workspace, steps: Steps
+    graph: Graph,
+    backend: str,
+    compiler: Compiler,
+    options: BuildOptions,
+    work: Workspace,
+    track: BuildProgress,
 ) -> list[Engine]:
     """Compile one graph for one backend: an engine for all batch sizes, or one for each."""
     precision = options.precision_of(backend)
@@ -105,7 +110,7 @@ def compile_engines(
     parts = [(batch,) for batch in options.batches] if separate else [options.batches]
     engines = []
     for batches in parts:
-        steps.begin(f"compiling for {backend}: {graph.network}", graph.network, len(parts))
+        track.begin(f"compiling for {backend}: {graph.network}", graph.network, len(parts))
         request = EngineRequest(
             graph.network,
             graph.variant,
@@ -128,8 +133,7 @@ def compile_engine(
     files = list(graph.files)
     if request.precision not in AS_IS.get(backend, ()):
         key = engine_key(request, {file: work.files[file] for file in files}, backend, compiler)
-        name = f"{backend} {request.network} {request.variant or ''}".rstrip()
-        place = f"engines/{backend}"
+        name, place = f"{backend} {graph.name}", f"engines/{backend}"
         files = list(work.piece(name, place, key, lambda folder: compiler.compile(request, folder)).files)
     return Engine(
         request.network,

@@ -52,12 +52,14 @@ class Compiler:
     """What compiles for one backend: `compile` (request, folder) returns the files it wrote there.
 
     The first of them is what the backend loads. `builder` names package and version, and the GPU where
-    engines are bound to one; `targets` are the compute capabilities compiled for.
+    engines are bound to one; `targets` are the compute capabilities compiled for; where it
+    `fixes_batches`, an engine for other batch sizes is another file.
     """
 
     builder: str
     compile: Callable[[EngineRequest, Path], tuple[Path, ...]]
     targets: tuple[str, ...] = ()
+    fixes_batches: bool = False
 
 
 def load_compiler(backend: str, targets: tuple[str, ...] = ()) -> Compiler:

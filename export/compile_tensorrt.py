@@ -39,7 +39,7 @@ def _open(module: str, backend: str, targets: tuple[str, ...]) -> Compiler:
     builder = f"{trt.__name__} {trt.__version__}"
     if not hasattr(trt, "ComputeCapability"):
         builder += f" for {_gpu(backend)}"
-    return Compiler(builder, partial(compile_plan, trt, backend, targets), targets)
+    return Compiler(builder, partial(compile_plan, trt, backend, targets), targets, fixes_batches=True)
 
 
 def _gpu(backend: str) -> str:

@@ -38,6 +38,11 @@ class Exportable:
     labels: int = 1
 
     @property
+    def name(self) -> str:
+        """What people call it, as bundle.manifest.Graph.name."""
+        return f"{self.network} {self.variant or ''}".rstrip()
+
+    @property
     def weight_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.module.state_dict().values())
 

@@ -37,15 +37,18 @@ def graph_key(item: Exportable, weights: dict[str, str]) -> Key:
 
 def engine_key(request: EngineRequest, graph: dict[str, FileRecord], backend: str, compiler: Compiler) -> Key:
     """Return an engine's key; `graph` are the files of the float32 graph it is compiled from."""
-    return {
+    found = versions()
+    key = {
         "graph": digest({name: record.sha256 for name, record in graph.items()}),
         "backend": backend,
         "builder": compiler.builder,
         "precision": request.precision,
-        "batches": ",".join(map(str, request.batches)),
         "targets": ",".join(compiler.targets),
-        "flowturbo_trt": f"{versions()['flowturbo_trt']} {code_hash()[:12]}",
+        # Writes the graph in its precision, which is the engine or what it is compiled from.
+        "exporter": f"onnx-ir {found['onnx-ir']}",
+        "flowturbo_trt": f"{found['flowturbo_trt']} {code_hash()[:12]}",
     }
+    return key | {"batches": ",".join(map(str, request.batches))} if compiler.fixes_batches else key
 
 
 def difference(old: Key, new: Key) -> str:
@@ -57,6 +60,10 @@ def difference(old: Key, new: Key) -> str:
             readable = max(len(before), len(after)) <= 60
             changes.append(f"{part} {before or 'none'} → {after or 'none'}" if readable else part)
     return ", ".join(changes)
+
+
+def count_differences(a: Key, b: Key) -> int:
+    return sum(a.get(part) != b.get(part) for part in a.keys() | b.keys())
 
 
 def digest(value: object) -> str:

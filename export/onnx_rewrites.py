@@ -11,6 +11,9 @@ import onnx_ir as ir
 
 from flowturbo_trt.sampling.errors import FlowTurboError
 
+# What the exporter calls a parameter; all other initializers are constants of the arithmetic.
+PARAMETER_ENDS = (".weight", ".bias", ".pos_embed")
+
 Rewrite = Callable[[ir.Model], int]
 # The exporter's note on a node: the modules around it, outermost first, and the name of the operation.
 SCOPES = "pkg.torch.onnx.name_scopes"

@@ -18,16 +18,26 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from flowturbo_trt.bundle.manifest import BundleError, Engine, FileRecord, Graph, Manifest
-from flowturbo_trt.bundle.store import Bundle, sha256
-from flowturbo_trt.bundle.writing import check_place, exchange, finish, recover, sync, unwritable
+from flowturbo_trt.bundle.store import read_manifest, sha256
+from flowturbo_trt.bundle.writing import (
+    check_place,
+    exchange,
+    finish,
+    recover,
+    remove,
+    sync,
+    unwritable,
+)
 from flowturbo_trt.export.build_log import BuildLog
-from flowturbo_trt.export.keys import Key, difference, digest
+from flowturbo_trt.export.keys import Key, count_differences, difference, digest
 
 Work = Callable[[Path], Sequence[Path]]
 LOCK = "lock"
+FOLDERS = ("bundle", "bundle.old", "finished", "current")
 
 
 @dataclass(frozen=True)
@@ -55,13 +65,12 @@ class Workspace:
         for path in (self.draft, self._finished):
             path.mkdir(exist_ok=True)
         self.files: dict[str, FileRecord] = {}
-        self._known = [*self._read_records(), *_pieces_of(out)]
+        self._known = [*self._read_records(), *self._older_pieces()]
 
-    @property
-    def finished_bytes(self) -> int:
-        """The size of all finished pieces, here and in the older bundle."""
-        files = {(piece.root, name): record for piece in self._known for name, record in piece.files.items()}
-        return sum(record.bytes for record in files.values())
+    def finished_bytes(self, keys: Sequence[Key]) -> int:
+        """Return the size of the finished pieces of some keys."""
+        found = {digest(piece.key): piece for piece in self._known if piece.key in keys}
+        return sum(record.bytes for piece in found.values() for record in piece.files.values())
 
     def piece(self, name: str, place: str, key: Key, work: Work) -> Piece:
         """Return a piece: finished before, or made by `work` in the folder it is given.
@@ -127,16 +136,33 @@ class Workspace:
                 data = json.loads(path.read_text())
                 files = {name: FileRecord(**record) for name, record in data["files"].items()}
                 yield Piece(data["name"], data["key"], self.draft, files)
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 self._log.say(f"{path}: not readable, and so what it records is made anew")
+
+    def _older_pieces(self) -> Iterator[Piece]:
+        """Yield the pieces of the bundle that is there; whether its files are whole is seen when taken."""
+        if not self._out.exists() or not any(self._out.iterdir()):
+            return
+        try:
+            manifest = read_manifest(self._out)
+        except BundleError as error:
+            self._log.say(f"nothing of the older bundle is reused: {error}")
+            return
+        items: list[Graph | Engine] = [*manifest.graphs, *manifest.engines]
+        for item in items:
+            if item.key:
+                files = {name: manifest.files[name] for name in item.files}
+                backend = item.backend if isinstance(item, Engine) else "onnx"
+                yield Piece(f"{backend} {item.name}", item.key, self._out, files)
 
     def _explain(self, name: str, key: Key) -> None:
         """Say why a piece is made though there is one of its name."""
-        before = next((known for known in self._known if known.name == name and known.key != key), None)
-        if before is None:
-            self._log.write(f"{name}: made for the first time")
+        others = [known.key for known in self._known if known.name == name and known.key != key]
+        if others:
+            closest = min(others, key=partial(count_differences, key))
+            self._log.say(f"{name}: made anew, for {difference(closest, key)}")
         else:
-            self._log.say(f"{name}: made anew, for {difference(before.key, key)}")
+            self._log.write(f"{name}: made for the first time")
 
 
 @contextlib.contextmanager
@@ -149,7 +175,6 @@ def open_workspace(out: Path, say: Callable[[str], None]) -> Iterator[Workspace]
     out = check_place(out)
     folder = out.parent / f".{out.name}.build"
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
         lock = _lock(folder, out)
     except OSError as error:
         raise unwritable(out, error) from error
@@ -177,51 +202,44 @@ def open_workspace(out: Path, say: Callable[[str], None]) -> Iterator[Workspace]
 
 def _lock(folder: Path, out: Path) -> int:
     """Return a descriptor that holds the lock until it is closed, by the end of the process if need be."""
-    path = folder / LOCK
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The build that held it may have been done, and have removed the file, in between.
-        held, named = os.fstat(descriptor), os.stat(path)
-        if (held.st_ino, held.st_dev) != (named.st_ino, named.st_dev):
-            raise BlockingIOError
-    except (BlockingIOError, FileNotFoundError) as error:
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if any(folder.iterdir()) and not (folder / LOCK).is_file():
+            raise BundleError(f"{folder}: is in the way, and no build made it; move it elsewhere")
+        try:
+            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except FileNotFoundError:
+            # Removed in between, by a build that is done.
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise BundleError(
+                f"{out}: another build is at work there; wait for it, or give another path"
+            ) from error
+        if _is_named(descriptor, folder / LOCK):
+            return descriptor
+        # The build that held it was done and has removed the file since: this lock keeps nobody out.
         os.close(descriptor)
-        raise BundleError(
-            f"{out}: another build is at work there; wait for it, or give another path"
-        ) from error
-    return descriptor
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    try:
+        held, named = os.fstat(descriptor), os.stat(path)
+    except FileNotFoundError:
+        return False
+    return (held.st_ino, held.st_dev) == (named.st_ino, named.st_dev)
 
 
 def _remove(folder: Path) -> None:
     """Remove a workspace, its lock last: until then nobody else works in it."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name != LOCK:
-            path.unlink()
+    for name in FOLDERS:
+        if (folder / name).is_dir():
+            remove(folder / name)
     (folder / LOCK).unlink()
     with contextlib.suppress(OSError):
         folder.rmdir()
-
-
-def _pieces_of(out: Path) -> list[Piece]:
-    """Return the pieces of the bundle that is there, if one is and can be read."""
-    try:
-        manifest = Bundle.open(out).manifest
-    except BundleError:
-        return []
-    items: tuple[Graph | Engine, ...] = (*manifest.graphs, *manifest.engines)
-    return [
-        Piece(_name(item), item.key, out, {f: manifest.files[f] for f in item.files})
-        for item in items
-        if item.key
-    ]
-
-
-def _name(item: Graph | Engine) -> str:
-    backend = item.backend if isinstance(item, Engine) else "onnx"
-    return f"{backend} {item.network} {item.variant or ''}".rstrip()
 
 
 def _describe(file: Path) -> FileRecord:

@@ -1,8 +1,8 @@
 """Engines on ONNX Runtime: on the CPU, or through its CUDA provider on a GPU."""
 
 import contextlib
+import io
 import re
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -77,7 +77,7 @@ class OnnxRuntimeEngine:
         wanted = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
         # ONNX Runtime falls back to the CPU with no more than a log line.
         if wanted not in self._session.get_providers():
-            raise BackendError(
+            raise UnsupportedError(
                 f"ONNX Runtime could not start its {wanted}: it needs an NVIDIA GPU, and driver, CUDA and "
                 "cuDNN of the versions it was made for; install them, or use --device cpu"
             )
@@ -101,7 +101,7 @@ class OnnxRuntimeEngine:
                 session.run_with_iobinding(binding)
             except Exception as error:  # as above: out of memory, a device lost
                 reason = " ".join(str(error).split())[:300]
-                raise BackendError(f"{_name(self.described)}: ONNX Runtime failed: {reason}") from error
+                raise BackendError(f"{self.described.name}: ONNX Runtime failed: {reason}") from error
 
         return call
 
@@ -113,12 +113,12 @@ class OnnxRuntimeEngine:
             batch = shape[:1] if shape and isinstance(shape[0], int) else [tensor.shape[0]]
             if (dtype, [*batch, *shape[1:]]) != (tensor.dtype, list(tensor.shape)):
                 raise BackendError(
-                    f"{_name(self.described)}: its {tensor.name} is {dtype} {shape} in "
+                    f"{self.described.name}: its {tensor.name} is {dtype} {shape} in "
                     f"{self.described.file}, {tensor.dtype} {list(tensor.shape)} in the manifest; rebuild it"
                 )
         if tensors:
             raise BackendError(
-                f"{_name(self.described)}: {self.described.file} has {min(tensors)}, which the manifest "
+                f"{self.described.name}: {self.described.file} has {min(tensors)}, which the manifest "
                 "does not know; rebuild it"
             )
 
@@ -135,21 +135,17 @@ def _providers(device: str) -> list[Any]:
             "uninstall onnxruntime, which overwrites it)"
         )
     # CUDA and cuDNN that came as Python packages are not where the system looks for libraries. What it
-    # prints of those it does not find is no result of ours.
-    with contextlib.redirect_stdout(sys.stderr):
+    # prints of those it does not find is no result of ours; that they are missing shows in time.
+    with contextlib.redirect_stdout(io.StringIO()):
         onnxruntime.preload_dlls()
     return [("CUDAExecutionProvider", {"device_id": int(match[1] or 0)}), "CPUExecutionProvider"]
 
 
 def _explain(engine: Engine, providers: list[Any], reason: str) -> BackendError:
-    what = _name(engine)
+    what = engine.name
     if "NOT_IMPLEMENTED" in reason and engine.precision == "bf16" and providers == ["CPUExecutionProvider"]:
         return UnsupportedError(
             f"{what}: ONNX Runtime has no bf16 arithmetic on the CPU; use --device cuda, or rebuild with "
             "--precision onnxruntime=fp32"
         )
     return BackendError(f"{what}: ONNX Runtime cannot load {engine.file}: {' '.join(reason.split())[:300]}")
-
-
-def _name(engine: Engine) -> str:
-    return f"{engine.network} {engine.variant or ''}".strip()

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,10 @@ from flowturbo_trt.bundle.manifest import Manifest
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.runtime.backend import DEFAULT_BACKEND, Backend, Trajectory, load_backend
 from flowturbo_trt.runtime.batching import split
+from flowturbo_trt.runtime.programs import choose_variant, find_program
 from flowturbo_trt.runtime.request import Request, RequestError, make_request
-from flowturbo_trt.sampling.program import NOISE, Program, StepMark
-from flowturbo_trt.sampling.schedule import Schedule, ScheduleError
-from flowturbo_trt.sampling.trace import trace
+from flowturbo_trt.sampling.program import Program, StepMark
+from flowturbo_trt.sampling.schedule import Schedule
 
 # Bound trajectories kept for reuse: a few schedules at a few batch sizes.
 MAX_TRAJECTORIES = 16
@@ -148,7 +148,8 @@ class Pipeline:
         self, request: Request, schedule: str | Schedule | None, on_step: Callable[[Step], object] | None
     ) -> Iterator[tuple[slice, Trajectory]]:
         """Run a request batch by batch; each trajectory is to be read before the next is asked for."""
-        program = self._program(schedule, self._variant(request))
+        variant = choose_variant(self.manifest, is_unguided=request.is_unguided)
+        program = find_program(self.manifest, schedule, variant)
         start = 0
         for batch in split(len(request), self.manifest.batches):
             rows = slice(start, min(start + batch, len(request)))
@@ -157,30 +158,6 @@ class Pipeline:
             trajectory.run(on_step and _reporter(on_step, rows, trajectory, len(program.steps)))
             yield rows, trajectory
             start = rows.stop
-
-    def _variant(self, request: Request) -> str:
-        variants = next(iter(self.manifest.programs.values())).keys()
-        if request.is_unguided and "unguided" in variants:
-            return "unguided"
-        if "guided" not in variants:
-            raise RequestError(
-                "the bundle has unguided engines only; use guidance 1, or build it with --variant guided"
-            )
-        return "guided"
-
-    def _program(self, schedule: str | Schedule | None, variant: str) -> Program:
-        text = str(self.manifest.default_schedule if schedule is None else schedule)
-        if text in self.manifest.programs:
-            program = self.manifest.programs[text][variant]
-        else:
-            program = _traced(text, variant)
-        if set(program.inputs) != {NOISE}:
-            raise ScheduleError(f"{text}: its program needs {sorted(program.inputs)}, here is only {NOISE}")
-        if program.span != (0, 1):
-            raise ScheduleError(
-                f"{text}: runs from {program.span[0]} to {program.span[1]}; generation needs 0 to 1"
-            )
-        return program
 
     def _trajectory(self, program: Program, batch: int) -> Trajectory:
         """Return buffers and bound engines for a program's shape, with this program's numbers."""
@@ -193,11 +170,6 @@ class Pipeline:
         trajectory = self._trajectories[key]
         trajectory.set_program(program)
         return trajectory
-
-
-@lru_cache(maxsize=64)
-def _traced(text: str, variant: str) -> Program:
-    return trace(Schedule.parse(text), variant)
 
 
 def _fill(trajectory: Trajectory, request: Request, rows: slice) -> None:

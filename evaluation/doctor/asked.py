@@ -53,7 +53,7 @@ def _engines(group: str, manifest: Manifest, facts: Facts, runs: bool) -> Iterat
             engine
         )
     for (backend, precision, *_), engines in alike.items():
-        held = ", ".join(dict.fromkeys(f"{e.network} {e.variant or ''}".strip() for e in engines))
+        held = ", ".join(dict.fromkeys(e.name for e in engines))
         name = f"{backend} {precision}"
         found = obstacles(engines[0], facts)
         if not found:

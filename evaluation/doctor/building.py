@@ -29,7 +29,7 @@ def build_findings(facts: Facts) -> Iterator[Finding]:
     if all(answer.missing for answer in answers.values()):
         detail = f"without {', '.join(answers)}; bundles run without them"
         yield Finding(GROUP, "libraries", "not needed", detail, f"only to build: {EXPORT_INSTALL}")
-        lacking = ["them"]
+        lacking = ["all of them"]
     else:
         judged = [
             judge(facts, GROUP, module, Library(package, "export", USES.get(module, "")), answers[module])

@@ -63,7 +63,7 @@ class BackendCheck:
         return [self._trajectory(r, batch) for r in self._recordings for batch in self._options.batches]
 
     def _engine(self, engine: Engine) -> EngineParity:
-        self._tick(f"{engine.network} {engine.variant or ''} on {self._name}, call by call")
+        self._tick(f"{engine.name} on {self._name}, call by call")
         result = EngineParity(engine, thresholds(engine.precision), file_fault=self._faults.get(engine.file))
         batches = [batch for batch in self._options.batches if batch in engine.batches]
         if not batches:
@@ -113,6 +113,9 @@ class BackendCheck:
             return TrajectoryParity(*where, "", batch, None, failure=str(error))
         precision = loosest(used)
         result = TrajectoryParity(*where, precision, batch, thresholds(precision))
+        if len(recording.program.steps) != len(recording.states):
+            found, expected = len(recording.program.steps), len(recording.states)
+            return replace(result, failure=f"its program has {found} steps, the schedule {expected}")
         try:
             return self._run(recording, result)
         except FlowTurboError as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
-from flowturbo_trt.bundle.manifest import BundleError, Graph
+from flowturbo_trt.bundle.manifest import BundleError, Graph, OlderBundleError
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.evaluation.parity.comparison import compare_call, compare_images
 from flowturbo_trt.evaluation.parity.recording import Call, Recording, graph_engine
@@ -70,8 +70,10 @@ def _compare(
             expected = networks.evaluate(graph.network, graph.variant, call.inputs)
             errors += compare_call(call, call.output, expected, rows, len(call.output))
         return EngineParity(engine, limits, calls=tuple(errors))
-    except BundleError as error:
+    except OlderBundleError as error:
         return EngineParity(engine, limits, not_run=str(error))
+    except BundleError as error:
+        return EngineParity(engine, limits, failure=str(error))
 
 
 def _images(networks: Any, recordings: Sequence[Recording]) -> Iterator[Any]:

@@ -12,12 +12,11 @@ import onnx_ir as ir
 
 from flowturbo_trt.evaluation.metrics import relative_l2
 from flowturbo_trt.evaluation.parity.thresholds import Thresholds
+from flowturbo_trt.export.onnx_rewrites import PARAMETER_ENDS
 
 HALF = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 # What export/precision.py appends to the name of a converted constant.
 SUFFIXES = tuple(f"_{dtype.name.lower()}" for dtype in HALF)
-# What the exporter calls a parameter; other initializers are constants of the arithmetic.
-PARAMETERS = (".weight", ".bias", ".pos_embed")
 
 
 def find_fault(engine: Path, graph: Path, limits: Thresholds) -> str | None:
@@ -29,7 +28,7 @@ def find_fault(engine: Path, graph: Path, limits: Thresholds) -> str | None:
 def _wrong_weight(found: ir.Model, expected: ir.Model, limits: Thresholds) -> str | None:
     weights = {_base_name(name): value for name, value in found.graph.initializers.items()}
     for name, value in expected.graph.initializers.items():
-        if not name.endswith(PARAMETERS) or value.const_value is None:
+        if not name.endswith(PARAMETER_ENDS) or value.const_value is None:
             continue
         other = weights.get(name)
         if other is None or other.const_value is None:

@@ -1,7 +1,7 @@
-"""The float32 reference: a bundle's graphs run through the NumPy interpreter, every call written down.
+"""The float32 reference: the sampler's formulas called on a bundle's graphs, every call written down.
 
-Nothing here is shared with the runtime that is verified but the call of a single network: the
-interpreter allocates anew, in plain arithmetic, where a backend's trajectory reuses buffers.
+Nothing here is shared with what is verified but the call of a single network: the formulas are those
+of sampling/steps.py, on plain arrays, where a backend runs the bundle's program in buffers of its own.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from flowturbo_trt.bundle.manifest import Condition, Engine, Graph, Manifest, Mo
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.runtime.backend import Backend
 from flowturbo_trt.runtime.backend_onnxruntime import NAME, OnnxRuntimeBackend
+from flowturbo_trt.runtime.programs import find_program
 from flowturbo_trt.runtime.request import Request, make_request
 from flowturbo_trt.sampling import reference
 from flowturbo_trt.sampling.errors import FlowTurboError
-from flowturbo_trt.sampling.program import NOISE, Program
-from flowturbo_trt.sampling.schedule import Schedule, ScheduleError
-from flowturbo_trt.sampling.trace import trace
+from flowturbo_trt.sampling.program import Program
+from flowturbo_trt.sampling.schedule import Schedule
 
 Array = NDArray[np.float32]
 Inputs = Mapping[str, NDArray[Any]]
@@ -36,7 +36,7 @@ class NoReferenceError(FlowTurboError):
 class Call:
     """One evaluation of a network: its inputs by name, N rows each, and its output (N,G,C,H,W).
 
-    `index` counts the evaluations of the schedule's program from 0.
+    `index` counts the evaluations of the schedule from 0.
     """
 
     schedule: str
@@ -96,18 +96,6 @@ def open_reference(bundle: Bundle, threads: int) -> Backend:
     return OnnxRuntimeBackend(view, "cpu", threads)
 
 
-def choose_program(manifest: Manifest, text: str, variant: str) -> Program:
-    """Return the bundle's program of a schedule, or lower one that the bundle does not hold.
-
-    Raises ScheduleError for what generation cannot use.
-    """
-    known = manifest.programs.get(text, {}).get(variant)
-    program = trace(Schedule.parse(text), variant) if known is None else known
-    if set(program.inputs) != {NOISE} or program.span != (0, 1):
-        raise ScheduleError(f"{text}: generation starts from noise alone and runs from 0 to 1")
-    return program
-
-
 def make_rows(model: Model, rows: int, seed: int, variant: str) -> Request:
     """Make a request that spreads over conditions, seeds from `seed` on, and guidance scales."""
     conditions = {condition.name: _spread(condition, rows) for condition in model.conditions}
@@ -124,12 +112,14 @@ def record(
     backend: Backend, manifest: Manifest, schedule: str, variant: str, rows: int, seed: int
 ) -> Recording:
     """Run the reference over `rows` rows; `backend` is that of `open_reference`."""
-    program = choose_program(manifest, schedule, variant)
+    program = find_program(manifest, schedule, variant)
     request = make_rows(manifest.model, rows, seed, variant)
     noise = np.empty((rows, *manifest.model.latent), dtype=np.float32)
     request.fill_noise(slice(0, rows), noise)
     field = _RecordingField(backend, request, schedule, variant)
-    states = tuple(state.copy() for state, _ in reference.run(program, field, noise))
+    # With an axis for the halves of guidance, as the formulas' sums want it.
+    steps = reference.sample(Schedule.parse(schedule), field, noise[:, None])
+    states = tuple(x[:, 0].copy() for x, _ in steps)
     decodes = manifest.model.image is not None
     images = backend.evaluate("decoder", None, {"state": states[-1]}) if decodes else None
     return Recording(schedule, program, variant, request, tuple(field.calls), states, images)
@@ -155,11 +145,12 @@ class _RecordingField:
         if variant == "guided":
             self._fixed["guidance"] = request.guidance
 
+    # States come as (N,1 or G,C,H,W); what counts in them is the conditional half.
     def predict(self, x: Array, t: float) -> Array:
-        return self._call("predictor", t, {"state": x})
+        return self._call("predictor", t, {"state": x[:, 0].copy()})
 
     def refine(self, x: Array, v: Array, t: float) -> Array:
-        return self._call("refiner", t, {"state": x, "velocity": v})
+        return self._call("refiner", t, {"state": x[:, 0].copy(), "velocity": v})
 
     def _call(self, network: str, t: float, arrays: dict[str, Array]) -> Array:
         rows = len(arrays["state"])

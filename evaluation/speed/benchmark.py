@@ -1,5 +1,6 @@
 """A bundle's speed: each schedule and batch timed, taken apart, and set beside torch."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,11 +23,11 @@ from flowturbo_trt.evaluation.speed.latency import (
 from flowturbo_trt.evaluation.speed.startup import Startup, Work, measure_startup
 from flowturbo_trt.runtime.backend import DEFAULT_BACKEND, load_backend
 from flowturbo_trt.runtime.pipeline import Pipeline
+from flowturbo_trt.runtime.programs import choose_variant, find_program
 from flowturbo_trt.runtime.request import Request, make_request
 from flowturbo_trt.sampling.errors import FlowTurboError
 from flowturbo_trt.sampling.program import Program
 from flowturbo_trt.sampling.schedule import Schedule
-from flowturbo_trt.sampling.trace import trace
 
 # What a bundle can be set beside: name → whether torch compiles the networks.
 ALTERNATIVES = {"torch": False, "torch-compile": True}
@@ -103,11 +104,23 @@ class Benchmark:
     def __init__(self, bundle: Bundle, options: BenchmarkOptions) -> None:
         if options.against:
             require_torch()
+            if not bundle.manifest.graphs:
+                raise BenchmarkError(
+                    f"{bundle.path}: torch takes its weights from the float32 graphs, which were stripped; "
+                    "measure the bundle without --against, or build it without --strip"
+                )
+        # The same number for all: left to themselves, libraries take different ones.
+        options = replace(options, threads=options.threads or len(os.sched_getaffinity(0)))
         self._bundle = bundle
         self._options = options
         self._backend = load_backend(options.backend, bundle, options.device, options.threads)
         self._pipeline = Pipeline(bundle, self._backend)
         self._networks: dict[tuple[str, str], Any] = {}
+
+    @property
+    def threads(self) -> int:
+        """The CPU threads that engines and alternatives use."""
+        return self._options.threads
 
     def case(self, schedule: Schedule, batch: int) -> Case:
         """Work out what a schedule at a batch size takes; raises when the bundle lacks it."""
@@ -117,9 +130,8 @@ class Benchmark:
         # As noise, so that everything measured starts from the same arrays.
         noise = np.empty((batch, *manifest.model.latent), dtype=np.float32)
         request.fill_noise(slice(0, batch), noise)
-        built = manifest.programs[manifest.default_schedule]
-        variant = "unguided" if request.is_unguided and "unguided" in built else "guided"
-        program = manifest.programs.get(str(schedule), {}).get(variant) or trace(schedule, variant)
+        variant = choose_variant(manifest, is_unguided=request.is_unguided)
+        program = find_program(manifest, schedule, variant)
         decode = manifest.model.image is not None
         needed: list[tuple[str, str | None]] = list(program.evaluations())
         engines = tuple(

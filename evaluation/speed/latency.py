@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,14 +28,26 @@ CALLS_AFTER_PAUSE = 3
 class Stability:
     """When a median is known well enough: its 95 % interval lies within ± `precision` of it.
 
-    Measuring goes on until every call's median is, with `at_least` samples each; it stops short at
-    `at_most` samples or after `seconds`.
+    Measuring goes on until every call's median is, with `at_least` samples each and not before
+    `at_least_seconds`: a machine drifts, and samples that follow each other are alike. It stops short
+    at `at_most` samples or after `seconds`. What changes from run to run no single run can see.
     """
 
     precision: float = 0.02
     at_least: int = 11
-    at_most: int = 1000
+    at_least_seconds: float = 3.0
+    at_most: int = 2000
     seconds: float = 60.0
+
+
+# Stretches of a measurement whose medians are compared; within one, samples may be alike.
+BLOCKS = 12
+
+
+def block_medians(values: Sequence[float]) -> list[float]:
+    """Return the medians of up to BLOCKS stretches of samples in the order they were taken."""
+    bounds = np.linspace(0, len(values), min(BLOCKS, len(values)) + 1).astype(int)
+    return [statistics.median(values[a:b]) for a, b in pairwise(bounds)]
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -68,8 +81,8 @@ class Timing:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the median."""
-        return median_interval(self.samples)
+        """The 95 % interval of the median, as its stretches of time spread (block_medians)."""
+        return median_interval(block_medians(self.samples))
 
     @property
     def stable(self) -> bool:
@@ -108,8 +121,9 @@ def measure(
         for name, call in calls.items():
             samples[name] += _turn(call, pause, clock)
         timings = {name: Timing(tuple(values), stability) for name, values in samples.items()}
+        waited = clock.now() - started >= stability.at_least_seconds
         if (
-            all(timing.stable for timing in timings.values())
+            (waited and all(timing.stable for timing in timings.values()))
             or clock.now() - started >= stability.seconds
             or min(map(len, samples.values())) >= stability.at_most
         ):
@@ -132,7 +146,7 @@ def _timed(call: Call, clock: Clock) -> float:
 
 def interleaved_medians(calls: Mapping[str, Call], repeats: int) -> dict[str, float]:
     """Run the calls in turn `repeats` times after one warm-up each; return median seconds by name."""
-    fixed = Stability(at_least=repeats, at_most=repeats, seconds=math.inf)
+    fixed = Stability(at_least=repeats, at_least_seconds=0, at_most=repeats, seconds=math.inf)
     return {name: timing.median for name, timing in measure(calls, fixed).items()}
 
 
@@ -172,7 +186,7 @@ class Breakdown:
     @property
     def overhead_interval(self) -> tuple[float, float]:
         """The 95 % interval of the overhead."""
-        return median_interval(self._overheads)
+        return median_interval(block_medians(self._overheads))
 
     @property
     def _overheads(self) -> list[float]:

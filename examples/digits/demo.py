@@ -44,7 +44,7 @@ def demonstrate(out: Path, console: Console) -> None:
         bundle = build_digits(out / "digits", progress, backends=tuple(backends))
     for engine in bundle.manifest.engines:
         size = sum(bundle.manifest.files[file].bytes for file in engine.files)
-        name = f"{engine.network} {engine.variant or ''}".strip()
+        name = engine.name
         click.echo(f"{engine.backend:12} {engine.precision}  {name:18} {size / 1e6:5.1f} MB")
     pipeline = Pipeline.load(out / "digits")
     labels = np.repeat(np.arange(10), 10)

@@ -1,6 +1,7 @@
 """Putting a bundle in its place: whole or not at all, and never over something else."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,15 +69,6 @@ def test_older_bundle_is_replaced(draft: Path, out: Path, way: str) -> None:
     assert siblings(out) == {"bundle"}
 
 
-def test_link_is_replaced_and_its_target_stays(draft: Path, out: Path, tmp_path: Path, way: str) -> None:
-    link = tmp_path / "current"
-    link.symlink_to(out)
-    exchange(draft, link)
-    assert not link.is_symlink()
-    assert content(link) == whole("new")
-    assert content(out) == whole("old")
-
-
 def test_this_system_exchanges_at_once(draft: Path, out: Path) -> None:
     """There is no moment without a bundle, whatever kills the process."""
     assert writing._exchange_at_once(draft, out)
@@ -141,9 +133,56 @@ def test_place_that_is_free(tmp_path: Path, name: str) -> None:
     assert (tmp_path / name).parent.is_dir()
 
 
-def test_place_of_a_bundle(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(out.parent)
-    assert check_place(Path("bundle")) == out
+@pytest.fixture
+def bundle(golden_bundle: Path, tmp_path: Path) -> Path:
+    """A real one, to be replaced."""
+    return Path(shutil.copytree(golden_bundle, tmp_path / "real"))
+
+
+def test_place_of_a_bundle(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bundle.parent)
+    assert check_place(Path("real")) == bundle
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "onnx/stray.onnx"])
+def test_bundle_with_something_beside_it(bundle: Path, name: str) -> None:
+    """What no build made is not for a build to delete."""
+    (bundle / name).write_text("mine")
+    with pytest.raises(
+        BundleError, match=f"holds {name}, which is not part of the bundle; move it elsewhere"
+    ):
+        check_place(bundle)
+
+
+@pytest.mark.parametrize("text", ['{"name": "site"}', '{"format": "other", "files": {}}', "[]", "{", ""])
+def test_other_things_have_manifests_too(tmp_path: Path, text: str) -> None:
+    (tmp_path / "webapp").mkdir()
+    (tmp_path / "webapp" / "manifest.json").write_text(text)
+    with pytest.raises(BundleError, match="is no bundle"):
+        check_place(tmp_path / "webapp")
+
+
+def test_link_to_a_bundle(bundle: Path) -> None:
+    """Replacing the link would leave its target, replacing the target what others see through it."""
+    (bundle.parent / "current").symlink_to(bundle)
+    with pytest.raises(BundleError, match=r"is a link to .*/real; give that folder, or a new path"):
+        check_place(bundle.parent / "current")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_bundle(bundle: Path) -> None:
+    bundle.chmod(0o500)
+    with pytest.raises(BundleError, match="is read-only; make it writable, or give another path"):
+        check_place(bundle)
+
+
+def test_older_bundle_with_read_only_folders_is_removed(draft: Path, out: Path) -> None:
+    (out / "onnx").mkdir()
+    (out / "onnx" / "x.onnx").write_text("x")
+    (out / "onnx").chmod(0o500)
+    exchange(draft, out)
+    assert content(out) == whole("new")
+    assert siblings(out) == {"bundle"}
 
 
 def test_folder_that_is_no_bundle(tmp_path: Path) -> None:
@@ -161,14 +200,15 @@ def test_file_in_the_way(tmp_path: Path) -> None:
 
 def test_dangling_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone")
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match="is a link"):
         check_place(tmp_path / "link")
 
 
-def test_this_folder(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(out)
+@pytest.mark.parametrize(("inside", "name"), [(".", "."), ("onnx", "..")])
+def test_folder_one_is_in(bundle: Path, monkeypatch: pytest.MonkeyPatch, inside: str, name: str) -> None:
+    monkeypatch.chdir(bundle / inside)
     with pytest.raises(BundleError, match="cannot be replaced as a whole; give a new folder below it"):
-        check_place(Path())
+        check_place(Path(name))
 
 
 def test_parent_that_is_a_file(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from flowturbo_trt.bundle.manifest import Manifest
+from flowturbo_trt.bundle.manifest import BundleError, Manifest, OlderBundleError
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.evaluation import torch_weights
 from flowturbo_trt.evaluation.metrics import relative_l2
@@ -174,7 +174,7 @@ def test_manifest_that_does_not_describe_a_network(
     tiny_bundle: Path, network: str, change: Callable[[Manifest], Manifest], complaint: str
 ) -> None:
     bundle = changed(tiny_bundle, change)
-    with pytest.raises(TorchWeightsError, match=complaint) as caught:
+    with pytest.raises(BundleError, match=complaint) as caught:
         torch_weights.rebuild(bundle, network, None if network == "decoder" else "guided")
     assert "rebuild the bundle" in str(caught.value) or "(" in str(caught.value)
 
@@ -202,8 +202,16 @@ def test_graph_of_a_bundle_without_names(tiny_bundle: Path, monkeypatch: pytest.
         return model
 
     monkeypatch.setattr(torch_weights, "load_graph", nameless)
-    with pytest.raises(TorchWeightsError, match=r"no network.blocks.0.mlp.fc1.weight.* has to be rebuilt"):
+    with pytest.raises(
+        TorchWeightsError, match=r"has no network.blocks.0.mlp.fc1.weight, which the manifest"
+    ):
         torch_weights.rebuild(Bundle.open(tiny_bundle), "predictor", "guided")
+
+    def without_keys(manifest: Manifest) -> Manifest:
+        return replace(manifest, graphs=tuple(replace(graph, key={}) for graph in manifest.graphs))
+
+    with pytest.raises(OlderBundleError, match="does not name its weights, as bundles of today do; rebuild"):
+        torch_weights.rebuild(changed(tiny_bundle, without_keys), "predictor", "guided")
 
 
 def test_options_are_checked() -> None:

@@ -161,7 +161,6 @@ def test_two_manifests_are_the_same(
 def test_older_bundle_is_replaced(
     tiny_options: BuildOptions, tiny_copy: Path, instant_export: list[str]
 ) -> None:
-    (tiny_copy / "onnx" / "stray.onnx").write_bytes(b"")
     bundle = build(replace(tiny_options, refiner=None, schedules=("H3",)), tiny_copy)
     assert list(Bundle.open(tiny_copy).manifest.programs) == ["H3"]
     assert sorted(path.name for path in (tiny_copy / "onnx").iterdir()) == [

@@ -21,8 +21,8 @@ def need(*backends: str, precision: str = "fp16", variants: int = 1) -> Need:
 
 
 def test_need_of_a_full_size_build() -> None:
-    """6.5 GiB were measured."""
-    assert 6.3 * GIB < need("tensorrt-rtx").memory_bytes < 7.2 * GIB
+    """6.5 GiB were measured with a decoder of 256 pixels, 7.9 with one of 512."""
+    assert 6.5 * GIB < need("tensorrt-rtx").memory_bytes < 8.5 * GIB
 
 
 def test_float32_graphs_are_engines_already() -> None:

@@ -110,11 +110,12 @@ def test_altered_file_is_made_anew(out: Path, folder: Path) -> None:
     assert told[0].startswith("predictor: not reused, a file of it in")
 
 
-def test_damaged_record_is_made_anew(out: Path, folder: Path) -> None:
+@pytest.mark.parametrize("text", ['{"name": ', "{}", '{"name": "x", "key": {}, "files": []}', "[1]"])
+def test_damaged_record_is_made_anew(out: Path, folder: Path, text: str) -> None:
     told: list[str] = []
     stop_after(out, make)
     (record,) = (folder / "finished").iterdir()
-    record.write_text(record.read_text()[:-5])
+    record.write_text(text)
     with open_workspace(out, told.append) as work:
         assert make(work)[1]
     assert "not readable" in told[0]
@@ -158,6 +159,58 @@ def test_older_bundle_is_not_written_through_a_link(out: Path, tiny_bundle: Path
         work.piece("onnx predictor guided", "onnx", {"weights": "new"}, write)
         assert (work.draft / graph["file"]).read_text() == "other"
     assert (out / graph["file"]).read_bytes() == before
+
+
+def test_one_damaged_file_of_the_older_bundle(out: Path, tiny_bundle: Path) -> None:
+    """The others are still lent."""
+    shutil.copytree(tiny_bundle, out)
+    first, second, _ = json.loads((out / "manifest.json").read_text())["graphs"]
+    (out / first["file"]).write_bytes(b"damaged")
+    told: list[str] = []
+
+    def write(folder: Path) -> list[Path]:
+        (folder / Path(first["file"]).name).write_text("anew")
+        return [folder / Path(first["file"]).name]
+
+    with open_workspace(out, told.append) as work:
+        work.piece("first", "onnx", first["key"], write)
+        work.piece("second", "onnx", second["key"], lambda folder: pytest.fail("made"))
+        assert (work.draft / first["file"]).read_text() == "anew"
+    assert "not reused, a file of it" in told[0]
+    assert told[1].startswith("second: reused")
+
+
+def test_older_bundle_that_names_files_elsewhere(out: Path, tiny_bundle: Path) -> None:
+    shutil.copytree(tiny_bundle, out)
+    text = (out / "manifest.json").read_text()
+    graph = json.loads(text)["graphs"][0]
+    (out / "manifest.json").write_text(text.replace(graph["file"], "../elsewhere"))
+    shutil.move(out / graph["file"], out.parent / "elsewhere")
+    told: list[str] = []
+    with open_workspace(out, told.append):
+        pass
+    assert "which leaves the bundle" in told[0]
+
+
+def test_reason_is_told_of_the_closest_piece(out: Path) -> None:
+    """Plans for one batch size each: the new size is what is new, not another size's plan."""
+    keys = [{"weights": "1", "batches": "1"}, {"weights": "1", "batches": "8"}]
+    for key in keys:
+        stop_after(out, lambda work, key=key: make(work, key=key))
+    told: list[str] = []
+    with open_workspace(out, told.append) as work:
+        make(work, key={"weights": "2", "batches": "8"})
+    assert told == ["predictor: made anew, for weights 1 → 2"]
+
+
+def test_folder_that_no_build_made(out: Path, folder: Path) -> None:
+    (folder / "src").mkdir(parents=True)
+    with (
+        pytest.raises(BundleError, match="is in the way, and no build made it; move it elsewhere"),
+        open_workspace(out, silent),
+    ):
+        pytest.fail("began")
+    assert (folder / "src").is_dir()
 
 
 def test_nothing_stays_where_nothing_was_finished(out: Path, tmp_path: Path) -> None:

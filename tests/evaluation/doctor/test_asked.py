@@ -172,11 +172,11 @@ def test_backend_that_cannot_start(tiny_bundle: Path) -> None:
 
 
 def test_model_that_can_be_built() -> None:
-    """6.5 GiB of memory were measured for this one."""
+    """6.5 to 7.9 GiB of memory were measured for this one."""
     facts = replace(FACTS, compilers=compiling(tensorrt_rtx=RTX))
     asked = ask_model("SiT-XL/2", (1, 8), facts, diagnose(facts))
     assert asked.possible
-    assert named(asked, "build for tensorrt-rtx fp16").detail.startswith("takes about 6.6 GiB of memory")
+    assert named(asked, "build for tensorrt-rtx fp16").detail.startswith("takes about 7.6 GiB of memory")
     assert [finding.status for finding in asked.findings] == ["ok"] * 4
 
 

@@ -23,7 +23,6 @@ from flowturbo_trt.evaluation.parity.recording import (
     Call,
     NoReferenceError,
     Recording,
-    choose_program,
     make_rows,
     open_reference,
     record,
@@ -33,7 +32,6 @@ from flowturbo_trt.evaluation.parity.thresholds import THRESHOLDS, ThresholdErro
 from flowturbo_trt.evaluation.parity.verification import verify
 from flowturbo_trt.runtime.host_trajectory import HostTrajectory
 from flowturbo_trt.runtime.pipeline import Pipeline
-from flowturbo_trt.sampling.schedule import ScheduleError
 from flowturbo_trt.tests.bundles import edit_manifest, latents
 from flowturbo_trt.tests.faults import plant, scale_product, swap_conditions
 
@@ -77,14 +75,6 @@ def test_recording_is_the_pipelines_trajectory(recording: Recording, tiny_pipeli
     assert {len(array) for call in recording.calls for array in call.inputs.values()} == {4}
     assert recording.images is not None
     assert recording.images.shape == (4, 8, 8, 3)
-
-
-def test_schedules_that_cannot_generate(tiny_bundle: Path) -> None:
-    manifest = Bundle.open(tiny_bundle).manifest
-    assert choose_program(manifest, "H2", "guided") is manifest.programs["H2"]["guided"]
-    assert choose_program(manifest, "E3", "guided").span == (0, 1)
-    with pytest.raises(ScheduleError, match="0 to 1"):
-        choose_program(manifest, "H2@0,0.5,0.9", "guided")
 
 
 def test_windows_cover_the_rows() -> None:
@@ -188,6 +178,47 @@ def test_a_fault_of_the_runtime_shows_in_the_trajectory_alone(
     assert {result.status for result in report.engines} == {"passed"}
     assert {result.status for result in report.trajectories} == {"failed"}
     assert [result.left_at for result in report.trajectories] == [0, 0]
+
+
+def test_a_program_that_is_not_its_schedules(tiny_copy: Path) -> None:
+    """The reference follows the formulas, whatever the bundle's program says."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        instructions = manifest["programs"]["H1P1R1"]["guided"]["instructions"]
+        combine = next(i for i in instructions if i["op"] == "combine")
+        combine["terms"][-1][0] *= 1.01
+
+    edit_manifest(tiny_copy, change)
+    report = verify(Bundle.open(tiny_copy), OPTIONS)
+    assert {result.status for result in report.engines} == {"passed"}
+    assert {result.status for result in report.trajectories} == {"failed"}
+
+
+def test_a_program_of_other_steps(tiny_copy: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["programs"]["H1P1R1"] = manifest["programs"]["H2"]
+
+    edit_manifest(tiny_copy, change)
+    report = verify(Bundle.open(tiny_copy), OPTIONS)
+    assert [t.failure for t in report.trajectories] == ["its program has 2 steps, the schedule 3"] * 2
+
+
+@pytest.mark.parametrize(("field", "value"), [("depth", 5), ("num_heads", 1), ("hidden_size", 32)])
+def test_a_configuration_that_is_not_the_graphs(tiny_copy: Path, field: str, value: int) -> None:
+    edit_manifest(tiny_copy, lambda manifest: manifest["model"]["config"].update({field: value}))
+    report = verify(Bundle.open(tiny_copy), OPTIONS)
+    assert [result.status for result in report.torch] == ["failed", "passed", "passed"]
+
+
+def test_a_bundle_built_before_weights_were_named(tiny_copy: Path) -> None:
+    """Nothing is wrong with it: what cannot be compared is said not to be."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["model"]["decoder_config"] = None
+
+    edit_manifest(tiny_copy, change)
+    report = verify(Bundle.open(tiny_copy), OPTIONS)
+    assert [result.status for result in report.torch] == ["passed", "passed", "not run"]
 
 
 def test_a_fault_of_one_engine_leaves_the_others(tiny_copy: Path) -> None:

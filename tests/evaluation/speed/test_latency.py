@@ -65,20 +65,29 @@ def test_steady_calls_are_measured_as_often_as_asked(fake: FakeClock) -> None:
 
 
 def test_measuring_goes_on_until_every_call_is_stable(fake: FakeClock) -> None:
-    """The second call settles only after its first forty runs."""
-    calls = {"a": fake.call("a", [1.0]), "b": fake.call("b", [*[1.0, 2.0] * 20, *[1.5] * 10_000])}
-    timings = measure(calls, Stability(precision=0.02, at_least=5, seconds=1e9), clock=fake.clock)
+    """The second call settles only after its first forty runs, which then make up two blocks each way."""
+    settling = [*[1.0] * 20, *[2.0] * 20, *[1.5] * 10_000]
+    calls = {"a": fake.call("a", [1.0]), "b": fake.call("b", settling)}
+    timings = measure(calls, Stability(at_least_seconds=60, seconds=1e9), clock=fake.clock)
     assert timings["b"].stable
     assert timings["b"].median == 1.5
-    assert 41 < len(timings["a"].samples) == len(timings["b"].samples) < 100
+    assert 80 < len(timings["a"].samples) == len(timings["b"].samples) < 160
 
 
 def test_unstable_is_said_when_time_is_up(fake: FakeClock) -> None:
-    calls = {"a": fake.call("a", [1.0, 2.0])}
-    (timing,) = measure(calls, Stability(seconds=100), clock=fake.clock).values()
+    """Fast for a while, slow for a while: many samples that are alike tell no more than a few."""
+    calls = {"a": fake.call("a", [*[1.0] * 15, *[2.0] * 15])}
+    (timing,) = measure(calls, Stability(at_least_seconds=50, seconds=100), clock=fake.clock).values()
     assert not timing.stable
-    assert 60 <= len(timing.samples) <= 70
+    assert 60 <= len(timing.samples) <= 80
     assert timing.interval == (1.0, 2.0)
+
+
+def test_a_while_is_measured_at_least(fake: FakeClock) -> None:
+    """A machine drifts slower than a short call repeats."""
+    stability = Stability(at_least_seconds=3, seconds=1e9)
+    (timing,) = measure({"a": fake.call("a", [0.01])}, stability, clock=fake.clock).values()
+    assert 299 <= len(timing.samples) <= 301
 
 
 def test_time_is_kept_even_with_few_samples(fake: FakeClock) -> None:
@@ -89,7 +98,7 @@ def test_time_is_kept_even_with_few_samples(fake: FakeClock) -> None:
 
 def test_at_most(fake: FakeClock) -> None:
     stability = Stability(at_least=4, at_most=20, seconds=1e9)
-    (timing,) = measure({"a": fake.call("a", [1.0, 2.0])}, stability, clock=fake.clock).values()
+    (timing,) = measure({"a": fake.call("a", [*[1.0] * 5, *[2.0] * 5])}, stability, clock=fake.clock).values()
     assert len(timing.samples) == 20
     assert not timing.stable
 

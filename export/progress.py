@@ -9,7 +9,7 @@ START_BYTES = 30_000_000
 PERCENT = 100
 
 
-class Steps:
+class BuildProgress:
     """Counts the pieces of a build by the float32 bytes of weights they handle."""
 
     def __init__(self, progress: Progress, weight_bytes: Mapping[str, int]) -> None:

@@ -1,0 +1,43 @@
+"""Which program a request runs: the bundle's own, or one lowered now from a schedule's text."""
+
+from functools import lru_cache
+
+from flowturbo_trt.bundle.manifest import Manifest
+from flowturbo_trt.runtime.request import RequestError
+from flowturbo_trt.sampling.program import NOISE, Program
+from flowturbo_trt.sampling.schedule import Schedule, ScheduleError
+from flowturbo_trt.sampling.trace import trace
+
+
+def choose_variant(manifest: Manifest, *, is_unguided: bool) -> str:
+    """Return the variant that serves a request with guidance, or without any; raises RequestError."""
+    variants = manifest.programs[manifest.default_schedule].keys()
+    if is_unguided and "unguided" in variants:
+        return "unguided"
+    if "guided" not in variants:
+        raise RequestError(
+            "the bundle has unguided engines only; use guidance 1, or build it with --variant guided"
+        )
+    return "guided"
+
+
+def find_program(manifest: Manifest, schedule: str | Schedule | None, variant: str) -> Program:
+    """Return the program of a schedule (None: the bundle's default) that generates from noise.
+
+    Raises ScheduleError for text that is no schedule, and for one that generation cannot use.
+    """
+    text = str(manifest.default_schedule if schedule is None else schedule)
+    known = manifest.programs.get(text)
+    program = _traced(text, variant) if known is None else known[variant]
+    if set(program.inputs) != {NOISE}:
+        raise ScheduleError(f"{text}: its program needs {sorted(program.inputs)}, here is only {NOISE}")
+    if program.span != (0, 1):
+        raise ScheduleError(
+            f"{text}: runs from {program.span[0]} to {program.span[1]}; generation needs 0 to 1"
+        )
+    return program
+
+
+@lru_cache(maxsize=64)
+def _traced(text: str, variant: str) -> Program:
+    return trace(Schedule.parse(text), variant)

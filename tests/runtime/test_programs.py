@@ -1,0 +1,55 @@
+"""Which program a request runs."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flowturbo_trt.bundle.manifest import Manifest
+from flowturbo_trt.bundle.store import Bundle
+from flowturbo_trt.runtime.programs import choose_variant, find_program
+from flowturbo_trt.runtime.request import RequestError
+from flowturbo_trt.sampling.schedule import Schedule, ScheduleError
+
+
+@pytest.fixture
+def manifest(golden_bundle: Path) -> Manifest:
+    return Bundle.open(golden_bundle).manifest
+
+
+def only(manifest: Manifest, variant: str) -> Manifest:
+    """The manifest of a bundle built for one variant."""
+    programs = {text: {variant: given[variant]} for text, given in manifest.programs.items()}
+    return replace(manifest, programs=programs)
+
+
+def test_variant(manifest: Manifest) -> None:
+    assert choose_variant(manifest, is_unguided=False) == "guided"
+    assert choose_variant(manifest, is_unguided=True) == "unguided"
+    assert choose_variant(only(manifest, "guided"), is_unguided=True) == "guided"
+    assert choose_variant(only(manifest, "unguided"), is_unguided=True) == "unguided"
+    with pytest.raises(RequestError, match="unguided engines only; use guidance 1, or build it with"):
+        choose_variant(only(manifest, "unguided"), is_unguided=False)
+
+
+def test_program_of_the_bundle(manifest: Manifest) -> None:
+    text = manifest.default_schedule
+    held = manifest.programs[text]["guided"]
+    assert find_program(manifest, None, "guided") is held
+    assert find_program(manifest, text, "guided") is held
+    assert find_program(manifest, Schedule.parse(text), "guided") is held
+
+
+def test_program_of_another_schedule(manifest: Manifest) -> None:
+    program = find_program(manifest, "E3", "unguided")
+    assert program.evaluations() == {("predictor", "unguided"): 3}
+    assert find_program(manifest, "E3", "unguided") is program
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [("H2@0,0.5,0.9", "runs from 0.0 to 0.9; generation needs 0 to 1"), ("nothing", "is no schedule")],
+)
+def test_schedules_that_cannot_generate(manifest: Manifest, schedule: str, words: str) -> None:
+    with pytest.raises(ScheduleError, match=words):
+        find_program(manifest, schedule, "guided")
