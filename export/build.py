@@ -1,7 +1,7 @@
 """`build`: from checkpoints to a bundle."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -54,11 +54,9 @@ def build(
         items = list(exportables(sources, options.variants))
         track = BuildProgress(progress, {item.network: item.weight_bytes for item in items})
         if options.preflight:
-            precisions = {backend: options.precision_of(backend) for backend in compilers}
-            need = build_need(track.weight_bytes, options.backends, precisions, len(options.variants))
             # Graphs that are finished lie on the disk already.
-            finished = work.finished_bytes([graph_key(i, sources.provenance[i.network]) for i in items])
-            check_need(replace(need, disk_bytes=max(0, need.disk_bytes - finished)), out)
+            keys = [graph_key(item, sources.provenance[item.network]) for item in items]
+            check_resources(options, track.weight_bytes, work.finished_bytes(keys), out)
         model, provenance = describe_model(sources, items), sources.provenance
         track.plan([item.network for item in items], len(compilers))
         graphs = [export_graph(item, provenance[item.network], work, track) for item in items]
@@ -74,6 +72,15 @@ def build(
         kept = [] if options.strip else graphs
         work.publish(describe(options, model, provenance, programs, kept, engines, work))
     return Bundle.open(out)
+
+
+def check_resources(
+    options: BuildOptions, weight_bytes: Mapping[str, int], finished_bytes: int, out: Path
+) -> None:
+    """Raise ResourceError where memory or disk will not do for what is not finished yet."""
+    precisions = {backend: options.precision_of(backend) for backend in options.backends}
+    need = build_need(weight_bytes, options.backends, precisions, len(options.variants))
+    check_need(replace(need, disk_bytes=max(0, need.disk_bytes - finished_bytes)), out)
 
 
 def trace_programs(options: BuildOptions, sources: Sources) -> dict[str, dict[str, Program]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from flowturbo_trt.export.compile import Compiler, EngineRequest
+from flowturbo_trt.export.compile import CompileError, Compiler, EngineRequest
 from flowturbo_trt.export.onnx_graph import load_graph, save_graph
 from flowturbo_trt.export.precision import lower_precision
 
@@ -21,4 +21,22 @@ def open_compiler(targets: tuple[str, ...]) -> Compiler:
 def compile_engine(request: EngineRequest, folder: Path) -> tuple[Path, ...]:
     """Write the graph in the request's precision."""
     model = lower_precision(load_graph(request.graph), request.precision)
-    return tuple(save_graph(model, folder / f"{request.name}.onnx"))
+    files = save_graph(model, folder / f"{request.name}.onnx")
+    # What it holds is compared by `verify`; that it can be loaded at all is known here already.
+    del model
+    _check_loads(request, files[0])
+    return tuple(files)
+
+
+def _check_loads(request: EngineRequest, file: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    try:
+        onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no base class of their own
+        reason = " ".join(str(error).split())[:300]
+        # Arithmetic that this processor lacks another device may have.
+        if "NOT_IMPLEMENTED" not in reason:
+            raise CompileError(f"onnxruntime, {request.name}: cannot be loaded ({reason})") from error

@@ -59,7 +59,8 @@ def save_graph(model: ir.Model, path: Path) -> list[Path]:
     """Write a model and return the files it takes: itself and, past EXTERNAL_DATA_BYTES, its weights."""
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     if size <= EXTERNAL_DATA_BYTES:
-        ir.save(model, path)
+        # Weights that were read from a file beside the source would still be looked for there.
+        ir.save(ir.external_data.load_to_model(model), path)
         return [path]
     data = path.with_name(path.name + ".data")
     ir.save(model, path, external_data=data.name)

@@ -48,7 +48,11 @@ def faults_in_files(bundle: Bundle) -> tuple[dict[str, str], tuple[str, ...]]:
         for file in (*engine.data, *graph.data):
             bundle.file(file)
         files = bundle.file(engine.file), bundle.file(graph.file)
-        if fault := module.find_fault(*files, thresholds(engine.precision)):
+        try:
+            fault = module.find_fault(*files, thresholds(engine.precision))
+        except (OSError, ValueError) as error:
+            fault = f"its file cannot be read ({error})"
+        if fault:
             faults[engine.file] = fault
     return faults, ()
 

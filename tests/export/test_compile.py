@@ -14,6 +14,7 @@ import pytest
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.export import compile_tensorrt, onnx_graph
 from flowturbo_trt.export.compile import AS_IS, COMPILERS, CompileError, EngineRequest, load_compiler
+from flowturbo_trt.export.onnx_graph import load_graph, save_graph
 
 PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
@@ -126,3 +127,34 @@ def test_builder_without_a_gpu(request_for_tests: EngineRequest, tmp_path: Path)
     reason = r"\(CUDA initialization failure with error: 35\)"
     with pytest.raises(CompileError, match=rf"^tensorrt: cannot start {reason}; .* needs an NVIDIA GPU"):
         compile_tensorrt.compile_plan(trt, "tensorrt", (), request_for_tests, tmp_path)  # type: ignore[arg-type]
+
+
+def test_engine_that_cannot_be_loaded(
+    request_for_tests: EngineRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that writes it would end with success."""
+
+    def save(model: Any, path: Path) -> list[Path]:
+        next(node for node in model.graph if node.op_type == "Softmax").op_type = "Hardmax3"
+        return save_graph(model, path)
+
+    monkeypatch.setattr("flowturbo_trt.export.compile_onnxruntime.save_graph", save)
+    compile_engine = load_compiler("onnxruntime").compile
+    with pytest.raises(
+        CompileError, match=r"^onnxruntime, refiner.guided.fp16: cannot be loaded \(.*Hardmax3"
+    ):
+        compile_engine(replace(request_for_tests, precision="fp16"), tmp_path)
+
+
+def test_weights_that_lay_beside_the_graph_come_along(
+    request_for_tests: EngineRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a network whose float32 weights are too large for one file, and whose fp16 ones are not."""
+    monkeypatch.setattr(onnx_graph, "EXTERNAL_DATA_BYTES", 0)
+    (tmp_path / "onnx").mkdir()
+    graph, _ = save_graph(load_graph(request_for_tests.graph), tmp_path / "onnx" / "refiner.onnx")
+    monkeypatch.setattr(onnx_graph, "EXTERNAL_DATA_BYTES", 2**40)
+    (tmp_path / "engines").mkdir()
+    request = replace(request_for_tests, graph=graph, precision="fp16")
+    (file,) = load_compiler("onnxruntime").compile(request, tmp_path / "engines")
+    onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])

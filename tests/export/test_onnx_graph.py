@@ -149,7 +149,8 @@ def test_large_weights_lie_beside_the_file(
     np.testing.assert_array_equal(call(files[0], arrays), call(source, arrays))
     # Read again, it is written whole once more.
     monkeypatch.setattr(onnx_graph, "EXTERNAL_DATA_BYTES", 2**40)
-    (whole,) = save_graph(load_graph(files[0]), tmp_path / "whole.onnx")
+    (tmp_path / "elsewhere").mkdir()
+    (whole,) = save_graph(load_graph(files[0]), tmp_path / "elsewhere" / "whole.onnx")
     assert call(whole, arrays).shape == (2, 1, 4, 8, 8)
 
 
