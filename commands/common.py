@@ -76,6 +76,8 @@ class _Bar:
             self._bar.__enter__()
             self._total = total
         self._bar.update(done - self._bar.pos, what)
+        # Without a step forward click leaves the bar as it was, and what is being done unsaid.
+        self._bar.render_progress()
 
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:
