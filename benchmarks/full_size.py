@@ -7,14 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKL
 
+from flowturbo_trt.benchmarks.random_weights import write_checkpoints
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.evaluation.report import Check
 from flowturbo_trt.models.autoencoder import STABLE_DIFFUSION_CONFIG
-from flowturbo_trt.models.checkpoints import NAMED_MODELS
-from flowturbo_trt.models.sit import SiT, SiTConfig
 
 MODEL = "SiT-XL/2"
 # Pixels along a side of the image; latents have an eighth.
@@ -43,7 +41,8 @@ def measure(folder: Path) -> tuple[dict[str, Any], list[Check]]:
 def measure_size(folder: Path, size: int) -> dict[str, Any]:
     """Write checkpoints for one image size, build them twice and describe what came of it."""
     folder.mkdir()
-    write_checkpoints(folder, size // 8)
+    write_checkpoints(folder, MODEL, size // 8)
+    AutoencoderKL(**STABLE_DIFFUSION_CONFIG).save_pretrained(folder / "autoencoder")
     seconds, peak = build_once(folder)
     again, _ = build_once(folder)
     bundle = Bundle.open(folder / "bundle")
@@ -60,20 +59,6 @@ def measure_size(folder: Path, size: int) -> dict[str, Any]:
         "plan_mb": {network: round(megabytes, 1) for network, megabytes in engines.items()},
         "bundle_mb": round(total / 1e6, 1),
     }
-
-
-def write_checkpoints(folder: Path, latent: int) -> None:
-    """Write a predictor, a refiner and an autoencoder of full size."""
-    torch.manual_seed(0)
-    shape = NAMED_MODELS[MODEL] | {"input_size": latent, "in_channels": 4, "num_classes": 1000}
-    for name, depth in (("predictor", shape["depth"]), ("refiner", 1)):
-        network = SiT(SiTConfig(**{**shape, "depth": depth}), refines=name == "refiner")
-        with torch.no_grad():
-            for parameter in network.parameters():
-                if not parameter.any():
-                    parameter.normal_(std=0.02)
-        torch.save(network.state_dict(), folder / f"{name}.pt")
-    AutoencoderKL(**STABLE_DIFFUSION_CONFIG).save_pretrained(folder / "autoencoder")
 
 
 def build_once(folder: Path) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flowturbo_trt.benchmarks.random_weights import write_checkpoints
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.evaluation.report import Check
 from flowturbo_trt.evaluation.speed.benchmark import Benchmark, BenchmarkOptions, Measured
@@ -17,8 +18,8 @@ from flowturbo_trt.evaluation.speed.latency import QUIET_SECONDS, Stability
 from flowturbo_trt.evaluation.speed.latency import measure as timed
 from flowturbo_trt.export.build import build
 from flowturbo_trt.export.options import BuildOptions
-from flowturbo_trt.models.checkpoints import NAMED_MODELS
-from flowturbo_trt.models.sit import SiT, SiTConfig
+from flowturbo_trt.models.sit import SiTConfig
+from flowturbo_trt.runtime.backend_onnxruntime import OnnxRuntimeBackend
 from flowturbo_trt.sampling.schedule import Schedule
 
 MODEL, SCHEDULE, GUIDANCE = "SiT-B/4", "H1P5R3", 1.5
@@ -34,7 +35,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 def measure(folder: Path) -> tuple[dict[str, Any], list[Check]]:
     """Build the bundle in `folder` and time it; wants a machine with nothing else to do."""
-    config = write_checkpoints(folder)
+    config = write_checkpoints(folder, MODEL)
     options = BuildOptions(
         predictor=folder / "predictor.pt",
         refiner=folder / "refiner.pt",
@@ -103,25 +104,8 @@ def checks(found: dict[str, Any]) -> list[Check]:
     ]
 
 
-def write_checkpoints(folder: Path) -> SiTConfig:
-    """Write a predictor and a refiner with random weights; return the predictor's shape."""
-    torch.manual_seed(0)
-    shape = NAMED_MODELS[MODEL] | {"input_size": 32, "in_channels": 4, "num_classes": 1000}
-    predictor, refiner = SiTConfig(**shape), SiTConfig(**{**shape, "depth": 1})
-    for name, config in (("predictor", predictor), ("refiner", refiner)):
-        network = SiT(config, refines=name == "refiner")
-        with torch.no_grad():
-            for parameter in network.parameters():
-                if not parameter.any():
-                    parameter.normal_(std=0.02)
-        torch.save(network.state_dict(), folder / f"{name}.pt")
-    return predictor
-
-
 def share_of_sgemm(bundle: Bundle, config: SiTConfig, batch: int) -> float:
     """Divide the time that its matrix products take in the best library by a predictor evaluation's."""
-    from flowturbo_trt.runtime.backend_onnxruntime import OnnxRuntimeBackend
-
     engine = bundle.manifest.engine("predictor", "guided", "onnxruntime")
     arrays = {t.name: np.zeros((batch, *map(int, t.shape[1:])), t.dtype) for t in engine.inputs}
     evaluate = partial(OnnxRuntimeBackend(bundle, "cpu", 0).evaluate, "predictor", "guided", arrays)

@@ -5,13 +5,13 @@ them has is found by asking. Networks are strongly typed: their precision is wha
 """
 
 import importlib
-import subprocess
 import tempfile
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from flowturbo_trt.bundle.gpus import GpuError, gpus
 from flowturbo_trt.export.compile import CompileError, Compiler, EngineRequest
 from flowturbo_trt.export.onnx_graph import load_graph, save_graph
 from flowturbo_trt.export.precision import lower_precision
@@ -44,17 +44,14 @@ def _open(module: str, backend: str, targets: tuple[str, ...]) -> Compiler:
 
 def _gpu(backend: str) -> str:
     """Return name and driver of the GPU that an engine of the enterprise flavour is bound to."""
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
-    except (OSError, subprocess.SubprocessError):
-        found = ""
-    if not found.strip():
+        first = gpus()[0]
+    except GpuError as error:
         raise CompileError(
-            f"backend {backend} builds on the GPU it is to run on, and this machine has none that "
-            "nvidia-smi shows; build there, or use --backend tensorrt-rtx, which needs none"
-        )
-    return found.splitlines()[0]
+            f"backend {backend} builds on the GPU it is to run on ({error}); build there, or use "
+            "--backend tensorrt-rtx, which needs none"
+        ) from error
+    return f"{first.name}, {first.driver}"
 
 
 def compile_plan(

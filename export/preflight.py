@@ -63,12 +63,13 @@ def check_need(need: Need, out: Path) -> None:
     ):
         if wanted > there:
             raise ResourceError(
-                f"{out}: the build needs about {_readable(wanted)} of {what}, {_readable(there)} are "
+                f"{out}: the build needs about {readable(wanted)} of {what}, {readable(there)} are "
                 "available; free some, or try nevertheless with --no-preflight"
             )
 
 
-def _readable(size: int) -> str:
+def readable(size: int) -> str:
+    """Return a number of bytes in GiB or MiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 

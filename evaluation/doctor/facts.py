@@ -12,8 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flowturbo_trt.bundle.gpus import Gpu, GpuError, gpus
 from flowturbo_trt.evaluation.doctor.probes import Answer, ask
-from flowturbo_trt.evaluation.report import Gpu, GpuError, cpuinfo, gpus
+from flowturbo_trt.evaluation.report import cpuinfo
 from flowturbo_trt.export.preflight import ResourceError, available_disk, available_memory
 
 # What a network's speed on a CPU depends on, on x86-64 and on ARM.

@@ -6,6 +6,7 @@ from typing import Literal
 
 from flowturbo_trt.evaluation.doctor.facts import Facts
 from flowturbo_trt.evaluation.doctor.probes import Answer
+from flowturbo_trt.export import preflight
 
 Status = Literal["ok", "problem", "not needed"]
 
@@ -31,10 +32,8 @@ class Asked:
 
 
 def readable(size: int | None) -> str:
-    """Return a number of bytes in GiB or MiB."""
-    if size is None:
-        return "an unknown size"
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+    """Return a number of bytes in GiB or MiB, if it is known."""
+    return "an unknown size" if size is None else preflight.readable(size)
 
 
 @dataclass(frozen=True)

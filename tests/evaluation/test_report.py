@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flowturbo_trt.evaluation.report import Gpu, GpuError, gpu, gpus, machine
+from flowturbo_trt.bundle.gpus import Gpu, GpuError, gpus
+from flowturbo_trt.evaluation.report import gpu, machine
 
 GIB = 2**30
 

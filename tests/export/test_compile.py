@@ -100,7 +100,9 @@ def test_enterprise_tensorrt_needs_the_gpu_it_builds_for(monkeypatch: pytest.Mon
     fake.__dict__["__version__"] = "11.0.0"
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(CompileError, match=r"builds on the GPU it is to run on, .*--backend tensorrt-rtx"):
+    with pytest.raises(
+        CompileError, match=r"builds on the GPU it is to run on \(no NVIDIA driver.*tensorrt-rtx"
+    ):
         load_compiler("tensorrt")
 
 
@@ -108,7 +110,7 @@ def test_enterprise_engines_are_told_apart_by_gpu(tmp_path: Path, monkeypatch: p
     fake = ModuleType("tensorrt")
     fake.__dict__["__version__"] = "11.0.0"
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho NVIDIA H200, 580.10\n")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho NVIDIA H200, 580.10, 143771, 143000, 9.0\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert load_compiler("tensorrt").builder == "tensorrt 11.0.0 for NVIDIA H200, 580.10"

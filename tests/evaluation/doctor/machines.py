@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
+from flowturbo_trt.bundle.gpus import Gpu
 from flowturbo_trt.evaluation.doctor.diagnosis import Diagnosis, diagnose
 from flowturbo_trt.evaluation.doctor.facts import EXPORT_LIBRARIES, HERE, TEMPORARY, Facts, Machine
 from flowturbo_trt.evaluation.doctor.findings import Finding
 from flowturbo_trt.evaluation.doctor.probes import Answer
-from flowturbo_trt.evaluation.report import Gpu
 
 GIB = 2**30
 L4 = Gpu("NVIDIA L4", "580.65.06", 24 * GIB, 23 * GIB, "8.9")
