@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU at a published size: beside torch, beside its matrix products alone, in memory."""
+"""ONNX Runtime on the CPU at a published size: beside its matrix products alone, and in memory."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ from flowturbo_trt.sampling.schedule import Schedule
 MODEL, SCHEDULE, GUIDANCE = "SiT-B/4", "H1P5R3", 1.5
 BATCHES = (1, 8)
 STABILITY = Stability(precision=0.03, at_least=9, seconds=150)
-MIN_SPEEDUP, MIN_SHARE_OF_SGEMM, MAX_RESIDENT = 1.8, 0.7, 1.3
+MIN_SHARE_OF_SGEMM, MAX_RESIDENT = 0.7, 1.3
 # What a process holds before it loads a bundle: the interpreter, NumPy, ONNX Runtime.
 EMPTY = """
 import flowturbo_trt.runtime.pipeline, flowturbo_trt.runtime.backend_onnxruntime
@@ -44,9 +44,7 @@ def measure(folder: Path) -> tuple[dict[str, Any], list[Check]]:
         schedules=(SCHEDULE,),
     )
     bundle = build(options, folder / "bundle")
-    benchmark = Benchmark(
-        bundle, BenchmarkOptions(guidance=GUIDANCE, against=("torch",), stability=STABILITY)
-    )
+    benchmark = Benchmark(bundle, BenchmarkOptions(guidance=GUIDANCE, stability=STABILITY))
     cases = [benchmark.case(Schedule.parse(SCHEDULE), batch) for batch in BATCHES]
     rows = [row(benchmark.measure(case, lambda text: None), config, bundle) for case in cases]
     figures = {
@@ -62,16 +60,12 @@ def measure(folder: Path) -> tuple[dict[str, Any], list[Check]]:
 
 def row(measured: Measured, config: SiTConfig, bundle: Bundle) -> dict[str, Any]:
     """Put together what was measured at one batch size."""
-    (torch_run,) = measured.alternatives
-    assert torch_run.timing is not None
     assert measured.startup.loaded_bytes is not None
     batch = measured.case.batch
     loaded = measured.startup.loaded_bytes - empty_process()
     return {
         "batch": batch,
         "milliseconds": round(1000 * measured.timing.median, 1),
-        "torch_milliseconds": round(1000 * torch_run.timing.median, 1),
-        "relative_l2_to_torch": torch_run.relative_l2,
         "share_of_sgemm": round(share_of_sgemm(bundle, config, batch), 3),
         "loaded_megabytes": round(loaded / 1e6, 1),
         "weight_megabytes": round(measured.weight_bytes / 1e6, 1),
@@ -80,15 +74,8 @@ def row(measured: Measured, config: SiTConfig, bundle: Bundle) -> dict[str, Any]
 
 def checks(found: dict[str, Any]) -> list[Check]:
     batch, share = found["batch"], found["share_of_sgemm"]
-    speedup = found["torch_milliseconds"] / found["milliseconds"]
     resident = found["loaded_megabytes"] / found["weight_megabytes"]
     return [
-        Check(
-            f"{MODEL}, batch {batch}: torch eager / ONNX Runtime",
-            speedup,
-            f"at least {MIN_SPEEDUP}",
-            speedup >= MIN_SPEEDUP,
-        ),
         Check(
             f"{MODEL}, batch {batch}: time of the best sgemm on the same products / evaluation",
             share,
@@ -108,7 +95,7 @@ def share_of_sgemm(bundle: Bundle, config: SiTConfig, batch: int) -> float:
     """Divide the time that its matrix products take in the best library by a predictor evaluation's."""
     engine = bundle.manifest.engine("predictor", "guided", "onnxruntime")
     arrays = {t.name: np.zeros((batch, *map(int, t.shape[1:])), t.dtype) for t in engine.inputs}
-    evaluate = partial(OnnxRuntimeBackend(bundle, "cpu", 0).evaluate, "predictor", "guided", arrays)
+    evaluate = partial(OnnxRuntimeBackend(bundle, 0).evaluate, "predictor", "guided", arrays)
     pairs = products(config, batch)
     timings = timed(
         {"evaluation": evaluate, "torch": partial(multiply, pairs), "numpy": as_numpy(pairs)},
@@ -130,7 +117,6 @@ def products(config: SiTConfig, batch: int) -> list[tuple[int, torch.Tensor, tor
         ((rows * N, D), (D, D)),
         ((rows * N, D), (D, 4 * D)),
         ((rows * N, 4 * D), (4 * D, D)),
-        ((rows, D), (D, 6 * D)),
     ]
     return [(config.depth, torch.randn(left), torch.randn(right)) for left, right in shapes]
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from flowturbo_trt.benchmarks import (
+    cpu_latency,
+    cpu_settings,
     digits_latency,
     digits_quality,
     full_size,
@@ -22,6 +24,8 @@ PARTS = {
     "full_size": full_size.measure,
     "killed_builds": killed_builds.measure,
     "onnxruntime_speed": onnxruntime_speed.measure,
+    "cpu_latency": cpu_latency.measure,
+    "cpu_settings": cpu_settings.measure,
 }
 
 

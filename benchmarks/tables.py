@@ -67,11 +67,21 @@ def _builds(result: dict[str, Any]) -> list[str]:
 
 
 def _speed(result: dict[str, Any]) -> list[str]:
-    lines = _head("batch", "here, ms", "torch eager, ms", "share of sgemm", "weights, MB", "held, MB")
+    lines = _head("batch", "ms", "share of sgemm", "weights, MB", "held, MB")
     for row in result["batches"]:
-        times = [f"{row[name]:.0f}" for name in ("milliseconds", "torch_milliseconds")]
         memory = [f"{row[name]:.0f}" for name in ("weight_megabytes", "loaded_megabytes")]
-        lines.append(_row(str(row["batch"]), *times, f"{row['share_of_sgemm']:.0%}", *memory))
+        time = f"{row['milliseconds']:.0f}"
+        lines.append(_row(str(row["batch"]), time, f"{row['share_of_sgemm']:.0%}", *memory))
+    return lines
+
+
+def _cpu(result: dict[str, Any]) -> list[str]:
+    cases = result["cases"]
+    names = list(dict.fromkeys(name for case in cases for name in case["milliseconds"]))
+    lines = _head("ms per batch", *(f"{case['model']}, batch {case['batch']}" for case in cases))
+    for name in names:
+        times = (case["milliseconds"].get(name) for case in cases)
+        lines.append(_row(name, *("" if time is None else f"{time:.4g}" for time in times)))
     return lines
 
 
@@ -85,6 +95,8 @@ TABLES = {
     "full_size": _builds,
     "killed_builds": _only_checks,
     "onnxruntime_speed": _speed,
+    "cpu_latency": _cpu,
+    "cpu_settings": _cpu,
 }
 
 

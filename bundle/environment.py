@@ -15,6 +15,8 @@ PACKAGES = (
     "onnxscript",
     "diffusers",
     "tensorrt",
+    "openvino",
+    "cuda-bindings",
     "tensorrt-rtx-cu13",
 )
 

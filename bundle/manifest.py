@@ -12,7 +12,7 @@ from flowturbo_trt.sampling.errors import FlowTurboError
 from flowturbo_trt.sampling.program import Program, ProgramError
 
 FORMAT = "flowturbo_trt bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BATCH = "batch"
 
 
@@ -33,6 +33,14 @@ class Tensor:
     shape: tuple[int | str, ...]
 
 
+_CONDITIONER = "_conditioner"
+
+
+def conditioner_of(network: str) -> str:
+    """Return the name of the network that computes a hoisted network's modulation."""
+    return network + _CONDITIONER
+
+
 class _Files:
     """What graphs and engines have in common."""
 
@@ -40,6 +48,7 @@ class _Files:
     variant: str | None
     file: str
     data: tuple[str, ...]
+    inputs: tuple[Tensor, ...]
 
     @property
     def name(self) -> str:
@@ -49,6 +58,15 @@ class _Files:
     @property
     def files(self) -> tuple[str, ...]:
         return (self.file, *self.data)
+
+    @property
+    def is_conditioner(self) -> bool:
+        return self.network.endswith(_CONDITIONER)
+
+    @property
+    def is_hoisted(self) -> bool:
+        """Whether it takes `modulation`, which its conditioner computes, in place of time and conditions."""
+        return any(tensor.name == "modulation" for tensor in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -89,12 +107,13 @@ class Engine(_Files):
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition tensor, one value per row, in minimum … maximum."""
+    """A condition tensor, one value per row, in minimum … maximum; `null` stands for no condition."""
 
     name: str
     dtype: Literal["int64"]
     minimum: int
     maximum: int
+    null: int | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +182,7 @@ class Manifest:
         variants = self.programs[self.default_schedule].keys()
         for schedule, programs in self.programs.items():
             found = {v for program in programs.values() for _, v in program.evaluations()}
-            if not programs or not programs.keys() == found == variants:
+            if not programs or not programs.keys() == variants or not found <= variants:
                 raise BundleError(
                     f"manifest: {schedule} has programs for {sorted(programs)}, evaluating {sorted(found)}; "
                     f"expected one for each variant of the default schedule's, {sorted(variants)}"

@@ -11,7 +11,7 @@ import onnxruntime
 
 from flowturbo_trt.bundle.environment import versions
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.commands.common import JSON_VERSION, Console, make_command
+from flowturbo_trt.commands.common import JSON_VERSION, Console, evaluation_counts, make_command
 from flowturbo_trt.commands.files import check_outputs
 from flowturbo_trt.evaluation.report import machine
 from flowturbo_trt.evaluation.speed.benchmark import (
@@ -25,6 +25,7 @@ from flowturbo_trt.evaluation.speed.benchmark import (
     Measured,
 )
 from flowturbo_trt.evaluation.speed.latency import Stability, Timing
+from flowturbo_trt.runtime.backend import PROVIDERS
 from flowturbo_trt.sampling.schedule import Schedule
 
 DEFAULTS = BenchmarkOptions()
@@ -51,8 +52,9 @@ class Names(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 @click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.option("--schedule", "schedules", multiple=True, help="Default: the bundle's default; repeatable.")
 @click.option("--batch", "batches", multiple=True, type=int, help="Default: all of the bundle; repeatable.")
-@click.option("--backend", default=DEFAULTS.backend, show_default=True, help="What runs the engines.")
-@click.option("--device", default=DEFAULTS.device, show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--backend", help="What runs the engines. Default: onnxruntime, or what the bundle has.")
+@click.option("--device", help="cpu, cuda or cuda:N. Default: what the backend is made for.")
+@click.option("--provider", type=click.Choice(PROVIDERS), help="What ONNX Runtime runs engines on.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads. Default: all cores.")
 @click.option("--guidance", type=float, help="Guidance scale; 1 is none. Default: the bundle's.")
 @click.option("--against", type=Names(), default=(), help="Run the same in torch, in turn with the engines.")
@@ -101,7 +103,7 @@ def command(
     # All of them first: what the bundle lacks shows before anything is timed.
     cases = [benchmark.case(schedule, batch) for schedule in dict.fromkeys(chosen) for batch in sizes]
     results = run(console, benchmark, cases)
-    document = describe(path, cases[0], {**given, "threads": benchmark.threads}, stability, results)
+    document = describe(path, cases[0], {**given, **benchmark.setting()}, stability, results)
     if out is not None:
         text = json.dumps({"version": JSON_VERSION, **document}, indent=1, ensure_ascii=False)
         out.write_text(text + "\n", encoding="utf-8")
@@ -161,7 +163,7 @@ def _result(measured: Measured) -> dict[str, Any]:
         "batch": case.batch,
         "variant": case.variant,
         "precision": case.precision,
-        "evaluations": {network: count for (network, _), count in case.program.evaluations().items()},
+        "evaluations": evaluation_counts(case.program),
         **_timing(measured.timing, case.batch),
         "shares": parts and parts.shares,
         "overhead": parts and parts.overhead,
@@ -215,7 +217,7 @@ def heading(document: dict[str, Any]) -> str:
 def paragraph(measured: Measured) -> str:
     """Tell one case in a few lines."""
     case, timing = measured.case, measured.timing
-    evaluations = " + ".join(f"{n} {network}" for (network, _), n in case.program.evaluations().items())
+    evaluations = " + ".join(f"{n} {network}" for network, n in evaluation_counts(case.program).items())
     lines = [
         f"{case.schedule}, batch {case.batch} ({case.variant}, {case.precision}, {evaluations})",
         f"  latency    {_latency(timing)}",

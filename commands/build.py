@@ -11,7 +11,7 @@ from flowturbo_trt.commands.common import Console, make_command
 from flowturbo_trt.commands.inspect import summary
 from flowturbo_trt.export.build import build
 from flowturbo_trt.export.compile import COMPILERS
-from flowturbo_trt.export.options import BuildOptions
+from flowturbo_trt.export.options import CONDITIONING, BuildOptions
 from flowturbo_trt.models.catalogue import resolve
 from flowturbo_trt.runtime.backend import BACKENDS, DEFAULT_BACKEND
 
@@ -56,6 +56,13 @@ from flowturbo_trt.runtime.backend import BACKENDS, DEFAULT_BACKEND
 @click.option("--schedule", "schedules", multiple=True, help="Schedules to record; the first is the default.")
 @click.option(
     "--target", "targets", multiple=True, help="GPU compute capability, e.g. 8.9. Default: portable."
+)
+@click.option(
+    "--conditioning",
+    type=click.Choice(CONDITIONING),
+    default=BuildOptions.conditioning,
+    show_default=True,
+    help="hoisted: what depends on time and label alone is evaluated once per request, not in every step.",
 )
 @click.option("--separate-plans", is_flag=True, help="A TensorRT plan for each batch size, not one for all.")
 @click.option(

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import click
 
 from flowturbo_trt.sampling.errors import FlowTurboError
+from flowturbo_trt.sampling.program import Program
 
 JSON_VERSION = 1
 # Exit status when a check (verify, a gate) did not hold.
@@ -168,6 +169,16 @@ def reported(console: Console) -> Iterator[None]:
             message = f"internal error, {type(error).__name__}: {message} (-v shows where)"
         click.echo(f"error: {message}", err=True)
         sys.exit(1)
+
+
+def evaluation_counts(program: Program) -> dict[str, int]:
+    """Count evaluations by network; by network and variant where a network is evaluated in several."""
+    counts = program.evaluations()
+    networks = [network for network, _ in counts]
+    return {
+        f"{network} {variant}" if networks.count(network) > 1 else network: count
+        for (network, variant), count in counts.items()
+    }
 
 
 def _read_config_file(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:

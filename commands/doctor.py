@@ -69,7 +69,8 @@ def asked(
         remedy = "mend numpy, see above"
         unread = [Finding(what, "all", "problem", "not looked at", remedy) for what in given]
         return [Asked(finding.group, (finding,), False) for finding in unread]
-    from flowturbo_trt.evaluation.doctor.asked import ask_bundle, ask_model
+    from flowturbo_trt.evaluation.doctor.asked import ask_bundle
+    from flowturbo_trt.evaluation.doctor.asked_model import ask_model
 
     answers = []
     if bundle is not None:

@@ -1,25 +1,73 @@
 """`flowturbo_trt inspect`."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from flowturbo_trt.bundle.manifest import Manifest, to_json
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.commands.common import Console, make_command
+from flowturbo_trt.commands.common import Console, evaluation_counts, make_command
+from flowturbo_trt.commands.forecast import Forecast, columns, cost_lines, memory_lines
+from flowturbo_trt.runtime.backend import PROVIDERS
 
 
 @make_command(name="inspect", short_help="Show what a bundle holds and check every file of it.")
 @click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
-def command(console: Console, path: Path) -> None:
-    """Show what BUNDLE holds and check every file of it against its hash."""
+@click.option("--schedule", help="Whose memory and cost to tell. Default: the bundle's; the cost of all.")
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    type=int,
+    help="Batch sizes to tell them for. Default: all; repeatable.",
+)
+@click.option(
+    "--backend", help="What runs the engines. Default: memory of all, cost of the one that is used."
+)
+@click.option("--provider", type=click.Choice(PROVIDERS), help="What ONNX Runtime is to run engines on.")
+def command(
+    console: Console,
+    path: Path,
+    schedule: str | None,
+    batches: tuple[int, ...],
+    backend: str | None,
+    provider: str | None,
+) -> None:
+    """Show what BUNDLE holds and check every file of it against its hash.
+
+    Told as well, without loading anything: what it will hold in memory, and what an image costs.
+
+    \b
+    flowturbo_trt inspect bundle
+    flowturbo_trt inspect bundle --schedule H8 --batch 8 --backend tensorrt-rtx
+    """
     bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    forecast = Forecast(manifest, schedule, batches, backend, provider)
+    memory, unplanned = forecast.memory()
     bundle.check_all()
-    console.result(
-        {"command": "inspect", "bundle": str(path), "manifest": json.loads(to_json(bundle.manifest))},
-        f"{summary(bundle)}\n\nall {len(bundle.manifest.files)} files are as they were built",
-    )
+    costs, uncounted = forecast.costs(console.info)
+    document = {
+        "command": "inspect",
+        "bundle": str(path),
+        "manifest": json.loads(to_json(manifest)),
+        "memory": [{"schedule": forecast.schedule, "total": p.total, **asdict(p)} for p in memory],
+        "unplanned": unplanned,
+        "costs": [asdict(cost) for cost in costs],
+        "uncounted": uncounted,
+    }
+    lines = [
+        summary(bundle),
+        *(line for plan in memory for line in ("", *memory_lines(plan, forecast.schedule))),
+        *(f"memory is not planned: {reason}" for reason in unplanned),
+        "",
+        *(cost_lines(costs, forecast.cost_backend) if costs else [f"costs are not counted: {uncounted}"]),
+        "",
+        f"all {len(manifest.files)} files are as they were built",
+    ]
+    console.result(document, "\n".join(lines))
 
 
 def summary(bundle: Bundle) -> str:
@@ -50,7 +98,7 @@ def _schedules(manifest: Manifest) -> list[str]:
     lines = []
     for text, programs in manifest.programs.items():
         program = next(iter(programs.values()))
-        counts = ", ".join(f"{count} {network}" for (network, _), count in program.evaluations().items())
+        counts = ", ".join(f"{count} {network}" for network, count in evaluation_counts(program).items())
         default = " (default)" if text == manifest.default_schedule else ""
         lines.append(f"schedule   {text}{default}: {counts} evaluations")
     return lines
@@ -60,11 +108,9 @@ def _engines(manifest: Manifest) -> list[str]:
     rows = [("network", "variant", "backend", "precision", "batches", "MB", "target", "file")]
     for engine in manifest.engines:
         size = sum(manifest.files[file].bytes for file in engine.files)
-        batches = ",".join(map(str, engine.batches))
+        # A conditioner's rows are times and labels, not images.
+        batches = ",".join(map(str, engine.batches)) + (" rows" if engine.is_conditioner else "")
         target = ",".join(engine.targets) or "any"
         row = (engine.network, engine.variant or "", engine.backend, engine.precision, batches)
         rows.append((*row, f"{size / 1e6:.1f}", target, engine.file))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    return columns(rows)

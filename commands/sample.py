@@ -17,6 +17,7 @@ from flowturbo_trt.commands.files import (
     save_arrays,
     write_images,
 )
+from flowturbo_trt.runtime.backend import PROVIDERS
 from flowturbo_trt.runtime.pipeline import Generated, Pipeline, Step
 from flowturbo_trt.runtime.request import Request, make_request
 from flowturbo_trt.sampling.schedule import Schedule
@@ -33,8 +34,9 @@ from flowturbo_trt.sampling.schedule import Schedule
 @click.option("--columns", type=click.IntRange(min=1), help="Columns of the grid. Default: a square.")
 @click.option("--output-latents", type=click.Path(path_type=Path), help="Latents (N,C,H,W) as .npy.")
 @click.option("--trajectory", type=click.Path(path_type=Path), help="States and velocities per step as .npz.")
-@click.option("--backend", help="What runs the engines. Default: onnxruntime.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--backend", help="What runs the engines. Default: onnxruntime, or what the bundle has.")
+@click.option("--device", help="cpu, cuda or cuda:N. Default: what the backend is made for.")
+@click.option("--provider", type=click.Choice(PROVIDERS), help="What ONNX Runtime runs engines on.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads. Default: all cores.")
 def command(
     console: Console,
@@ -49,7 +51,8 @@ def command(
     output_latents: Path | None,
     trajectory: Path | None,
     backend: str | None,
-    device: str,
+    device: str | None,
+    provider: str | None,
     threads: int,
 ) -> None:
     """Generate images from BUNDLE, one for each label.
@@ -62,7 +65,7 @@ def command(
     if not console.shows_tracebacks:
         # What ONNX Runtime would print is raised as an error as well. The process is ours to silence.
         onnxruntime.set_default_logger_severity(4)
-    pipeline = Pipeline.load(path, backend=backend, device=device, threads=threads)
+    pipeline = Pipeline.load(path, backend=backend, device=device, threads=threads, provider=provider)
     chosen = Schedule.parse(schedule or pipeline.manifest.default_schedule)
     if noise is None:
         seeds = count_up(seeds or [0], len(labels))

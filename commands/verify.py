@@ -14,6 +14,7 @@ from flowturbo_trt.evaluation.parity.bisect import Bisection, bisect, require_to
 from flowturbo_trt.evaluation.parity.options import ParityOptions
 from flowturbo_trt.evaluation.parity.results import EngineParity, ParityReport, Status, TrajectoryParity
 from flowturbo_trt.evaluation.parity.verification import verify
+from flowturbo_trt.runtime.backend import PROVIDERS
 
 SIGNS: dict[Status, str] = {"passed": "✓", "failed": "✗", "not run": "–"}
 
@@ -31,7 +32,8 @@ SIGNS: dict[Status, str] = {"passed": "✓", "failed": "✗", "not run": "–"}
     help="Images to record, at least as many as the largest batch.",
 )
 @click.option("--seed", type=int, default=ParityOptions.seed, show_default=True, help="Of the first image.")
-@click.option("--device", default=ParityOptions.device, show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--device", help="cpu, cuda or cuda:N. Default: what each backend is made for.")
+@click.option("--provider", type=click.Choice(PROVIDERS), help="What ONNX Runtime runs engines on.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads. Default: all cores.")
 @click.option("--bisect", "bisects", is_flag=True, help="Name the layer where a failed engine goes wrong.")
 def command(console: Console, path: Path, bisects: bool, **given: Any) -> None:

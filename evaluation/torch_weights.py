@@ -2,18 +2,17 @@
 
 import warnings
 from dataclasses import replace
-from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from flowturbo_trt.bundle.manifest import BundleError, Graph, Model, OlderBundleError
+from flowturbo_trt.bundle.manifest import BundleError, Graph, Model, OlderBundleError, conditioner_of
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.export.networks import with_guidance
+from flowturbo_trt.evaluation.empty_networks import UNFIT, configurations, empty_network
 from flowturbo_trt.export.onnx_graph import load_graph
 from flowturbo_trt.export.onnx_rewrites import PARAMETER_ENDS, is_transposed
-from flowturbo_trt.models.sit import SiT, SiTConfig
+from flowturbo_trt.models.sit import SiT
 
 
 class TorchWeightsError(BundleError):
@@ -25,52 +24,52 @@ def rebuild(bundle: Bundle, network: str, variant: str | None) -> nn.Module:
 
     Its weights are views of the graph's file where the layouts agree.
     """
-    graph = next((g for g in bundle.manifest.graphs if (g.network, g.variant) == (network, variant)), None)
-    if graph is None:
-        wanted = f"{variant or ''} {network}".strip()
-        raise TorchWeightsError(f"{bundle.path}: has no graph of the {wanted}; rebuild the bundle with it")
+    graph = _graph(bundle, network, variant)
+    module = _empty(bundle.manifest.model, graph)
+    _load(module, _read(bundle, graph), graph)
+    return module.requires_grad_(False).eval()
+
+
+def rebuild_whole(bundle: Bundle, network: str, variant: str | None) -> nn.Module:
+    """Rebuild a network variant with its conditioning in it, as torch runs it; see `rebuild`."""
+    graph = _graph(bundle, network, variant)
+    if not graph.is_hoisted:
+        return rebuild(bundle, network, variant)
+    conditioner = _graph(bundle, conditioner_of(network), None)
+    module = _empty(bundle.manifest.model, replace(graph, inputs=conditioner.inputs))
+    _load(module, _read(bundle, graph) | _read(bundle, conditioner), graph)
+    return module.requires_grad_(False).eval()
+
+
+def _graph(bundle: Bundle, network: str, variant: str | None) -> Graph:
+    for graph in bundle.manifest.graphs:
+        if (graph.network, graph.variant) == (network, variant):
+            return graph
+    wanted = f"{variant or ''} {network}".strip()
+    raise TorchWeightsError(f"{bundle.path}: has no graph of the {wanted}; rebuild the bundle with it")
+
+
+def _read(bundle: Bundle, graph: Graph) -> dict[str, Tensor]:
     for file in graph.data:
         bundle.file(file)
-    model = load_graph(bundle.file(graph.file))
-    module = _empty(bundle.manifest.model, graph)
-    _load(module, _parameters(model), graph)
-    return module.requires_grad_(False).eval()
+    return _parameters(load_graph(bundle.file(graph.file)))
 
 
 def _empty(model: Model, graph: Graph) -> nn.Module:
     """Make the module of a graph without memory for its weights."""
-    config = {
-        "predictor": model.config,
-        "refiner": model.refiner_config,
-        "decoder": model.decoder_config,
-    }[graph.network]
+    config = configurations(model)[graph.network]
     if config is None:
         raise OlderBundleError(
             f"{graph.file}: the manifest does not tell the {graph.network}'s shape, as bundles of today do; "
             "rebuild the bundle"
         )
+    conditioning = "hoisted" if graph.is_hoisted else "fused"
     try:
-        with torch.device("meta"):
-            return _decoder(config) if graph.network == "decoder" else _velocity_network(model, graph, config)
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+        return empty_network(model, graph.network, graph.variant, config, conditioning)
+    except UNFIT as error:
         raise TorchWeightsError(
             f"{graph.file}: no network can be made of the shape {config} ({error})"
         ) from error
-
-
-def _velocity_network(model: Model, graph: Graph, config: dict[str, Any]) -> nn.Module:
-    # Graphs hold the velocity's channels only (export.networks.velocity_outputs_only).
-    network = SiT(replace(SiTConfig(**config), learn_sigma=False), refines=graph.network == "refiner")
-    return with_guidance(network, graph.variant or "unguided", model.guidance.channels)
-
-
-def _decoder(config: dict[str, Any]) -> nn.Module:
-    # Here, because diffusers takes seconds to import and only decoders need it.
-    from diffusers import AutoencoderKL
-
-    from flowturbo_trt.models.autoencoder import Decoder
-
-    return Decoder(AutoencoderKL.from_config(config))
 
 
 def _parameters(model: ir.Model) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.export.compile import AS_IS, GPU_BACKENDS, Compiler, EngineRequest, load_compiler
 from flowturbo_trt.export.graphs import Exportable, export_one, exportables
 from flowturbo_trt.export.keys import engine_key, graph_key
-from flowturbo_trt.export.networks import velocity_halves
+from flowturbo_trt.export.networks import CONDITIONER_ROWS, velocity_halves
 from flowturbo_trt.export.options import BuildError, BuildOptions
 from flowturbo_trt.export.preflight import build_need, check_need
 from flowturbo_trt.export.progress import BuildProgress, Progress
@@ -51,15 +51,15 @@ def build(
         progress("reading the checkpoints", 0, 1)
         sources = load_sources(options)
         programs = trace_programs(options, sources)
-        items = list(exportables(sources, options.variants))
+        items = list(exportables(sources, options.variants, options.conditioning))
         track = BuildProgress(progress, {item.network: item.weight_bytes for item in items})
         if options.preflight:
             # Graphs that are finished lie on the disk already.
-            keys = [graph_key(item, sources.provenance[item.network]) for item in items]
+            keys = [graph_key(item, sources.provenance[item.checkpoint]) for item in items]
             check_resources(options, track.weight_bytes, work.finished_bytes(keys), out)
         model, provenance = describe_model(sources, items), sources.provenance
         track.plan([item.network for item in items], len(compilers))
-        graphs = [export_graph(item, provenance[item.network], work, track) for item in items]
+        graphs = [export_graph(item, provenance[item.checkpoint], work, track) for item in items]
         # From here on the memory is the compilers'.
         del sources, items
         engines = [
@@ -88,6 +88,7 @@ def trace_programs(options: BuildOptions, sources: Sources) -> dict[str, dict[st
     default = ("H1P5R3",) if sources.refiner else ("H8",)
     schedules = [Schedule.parse(text) for text in options.schedules or sources.schedules or default]
     for schedule in schedules:
+        options.check_guidance(schedule)
         if schedule.evaluations()["refiner"] and sources.refiner is None:
             raise BuildError(f"schedule {schedule} has R steps, which need a refiner; give --refiner")
         if (schedule.grid[0], schedule.grid[-1]) != (0, 1):
@@ -113,10 +114,11 @@ def compile_engines(
 ) -> list[Engine]:
     """Compile one graph for one backend: an engine for all batch sizes, or one for each."""
     precision = options.precision_of(backend)
-    separate = options.separate_plans and backend in GPU_BACKENDS
-    parts = [(batch,) for batch in options.batches] if separate else [options.batches]
+    batches = (CONDITIONER_ROWS,) if graph.is_conditioner else options.batches
+    separate = options.separate_plans and backend in GPU_BACKENDS and not graph.is_conditioner
+    parts = [(batch,) for batch in batches] if separate else [batches]
     engines = []
-    for batches in parts:
+    for part in parts:
         track.begin(f"compiling for {backend}: {graph.network}", graph.network, len(parts))
         request = EngineRequest(
             graph.network,
@@ -125,7 +127,7 @@ def compile_engines(
             graph.inputs,
             graph.outputs,
             precision,
-            batches,
+            part,
             separate,
         )
         engines.append(compile_engine(request, graph, backend, compiler, work))
@@ -196,7 +198,7 @@ def describe_model(sources: Sources, items: list[Exportable]) -> Model:
         family=sources.predictor.family,
         latent=(config.in_channels, config.input_size, config.input_size),
         image=image,  # type: ignore[arg-type]  # the slice has two items
-        conditions=(Condition("label", "int64", 0, config.num_classes - 1),),
+        conditions=(Condition("label", "int64", 0, config.num_classes - 1, config.null_label),),
         guidance=Guidance(channels, velocity_halves(channels, config.in_channels), sources.default_guidance),
         config=asdict(config),
         refiner_config=asdict(sources.refiner.config) if sources.refiner else None,

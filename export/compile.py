@@ -14,13 +14,17 @@ COMPILERS = {
     "onnxruntime": "flowturbo_trt.export.compile_onnxruntime:open_compiler",
     "tensorrt-rtx": "flowturbo_trt.export.compile_tensorrt:open_rtx",
     "tensorrt": "flowturbo_trt.export.compile_tensorrt:open_enterprise",
+    "openvino": "flowturbo_trt.export.compile_openvino:open_compiler",
 }
 # Those whose engines are plans for a GPU.
 GPU_BACKENDS = ("tensorrt-rtx", "tensorrt")
-DEFAULT_PRECISION = {"onnxruntime": "fp32", "tensorrt-rtx": "fp16", "tensorrt": "fp16"}
+# On the CPU that which every processor has, and which loses nothing unasked.
+DEFAULT_PRECISION = {"onnxruntime": "fp32", "tensorrt-rtx": "fp16", "tensorrt": "fp16", "openvino": "fp32"}
+# Backends that do not have all precisions, and those that they have.
+PRECISIONS_OF = {"openvino": ("fp32", "bf16")}
 
 # Precisions in which a backend loads the float32 graph itself: there is nothing to compile.
-AS_IS = {"onnxruntime": ("fp32",)}
+AS_IS = {"onnxruntime": ("fp32",), "openvino": PRECISIONS_OF["openvino"]}
 
 
 class CompileError(FlowTurboError):

@@ -15,6 +15,7 @@ from flowturbo_trt.bundle.gpus import GpuError, gpus
 from flowturbo_trt.export.compile import CompileError, Compiler, EngineRequest
 from flowturbo_trt.export.onnx_graph import load_graph, save_graph
 from flowturbo_trt.export.precision import lower_precision
+from flowturbo_trt.runtime.tensorrt_log import collector
 
 
 def open_rtx(targets: tuple[str, ...]) -> Compiler:
@@ -58,7 +59,7 @@ def compile_plan(
     trt: ModuleType, backend: str, targets: tuple[str, ...], request: EngineRequest, folder: Path
 ) -> tuple[Path, ...]:
     """Build one plan whose profiles fix the batch (min = opt = max), so that its weights are held once."""
-    log = _logger(trt)
+    log = collector(trt)
     builder = trt.Builder(log)
     if builder is None:
         raise CompileError(
@@ -94,24 +95,13 @@ def _set_flags(trt: ModuleType, config: Any, precision: str) -> None:
     tf32 = getattr(trt.BuilderFlag, "TF32", None)
     if precision == "fp32" and tf32 is not None:
         config.clear_flag(tf32)
-
-
-def _logger(trt: ModuleType) -> Any:
-    class Collector(trt.ILogger):  # type: ignore[name-defined, misc]  # the base comes from an argument
-        """Keeps what TensorRT says: most of its failures are a message and None."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR:
-                self.errors.append(" ".join(message.split()))
-
-        def last(self) -> str:
-            return self.errors[-1] if self.errors else "it gave no reason"
-
-    return Collector()
+    # Trajectories are captured as one CUDA graph, in which nothing may be allocated and one stream is used.
+    user_allocation = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+    if user_allocation is not None:
+        config.set_flag(user_allocation)
+    config.max_aux_streams = 0
+    # So that a loaded engine can tell the types it computes in.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
 
 
 def _network_flags(trt: ModuleType) -> int:

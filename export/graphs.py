@@ -10,12 +10,19 @@ import onnxruntime
 import torch
 from torch import nn
 
-from flowturbo_trt.bundle.manifest import BATCH, Tensor
-from flowturbo_trt.export.networks import velocity_halves, velocity_outputs_only, with_guidance
+from flowturbo_trt.bundle.manifest import BATCH, Tensor, conditioner_of
+from flowturbo_trt.export.networks import (
+    conditioner,
+    padded_modulation_width,
+    velocity_halves,
+    velocity_outputs_only,
+    with_guidance,
+)
 from flowturbo_trt.export.onnx_graph import ExportError, export_graph, save_graph
 from flowturbo_trt.export.sources import Sources
+from flowturbo_trt.models.sit import SiT
 
-_TORCH_DTYPES = {"float32": torch.float32, "int64": torch.int64}
+_TIME_AND_LABEL = (Tensor("time", "float32", (BATCH,)), Tensor("label", "int64", (BATCH,)))
 # Traced with at least 2, see export_graph; checked with another, lest the traced one has been built in.
 TRACED_BATCH, CHECKED_BATCH = 2, 3
 # Of a decoder one image is checked: it has no rows that differ in kind, and at full size costs seconds each.
@@ -27,10 +34,14 @@ MAX_LEVEL_ERROR = 1
 
 @dataclass(frozen=True)
 class Exportable:
-    """A module with the interface that bundle/FORMAT.md gives its engine; `shape` is all it was made with."""
+    """A module with the interface that bundle/FORMAT.md gives its engine; `shape` is all it was made with.
+
+    `checkpoint` names the source of its weights: predictor, refiner or decoder.
+    """
 
     network: str
     variant: str | None
+    checkpoint: str
     module: nn.Module
     inputs: tuple[Tensor, ...]
     output: Tensor
@@ -51,18 +62,25 @@ class Exportable:
         return ".".join(part for part in (self.network, self.variant, "onnx") if part)
 
 
-def exportables(sources: Sources, variants: tuple[str, ...]) -> Iterator[Exportable]:
-    """Yield predictor and refiner in every variant, then the decoder."""
+def exportables(sources: Sources, variants: tuple[str, ...], conditioning: str) -> Iterator[Exportable]:
+    """Yield predictor and refiner in every variant, their conditioners where hoisted, then the decoder."""
+    networks = {"predictor": sources.predictor, "refiner": sources.refiner}
+    given = {
+        name: velocity_outputs_only(network) for name, network in networks.items() if network is not None
+    }
     for variant in variants:
-        yield _velocity_network(sources, "predictor", variant)
-        if sources.refiner is not None:
-            yield _velocity_network(sources, "refiner", variant)
+        for name, network in given.items():
+            yield _velocity_network(name, network, variant, sources.guided_channels, conditioning)
+    if conditioning == "hoisted":
+        for name, network in given.items():
+            yield _conditioner(name, network)
     if sources.decoder is not None:
         config = sources.predictor.config
         side = config.input_size * sources.decoder.upsampling
         state = Tensor("state", "float32", (BATCH, config.in_channels, config.input_size, config.input_size))
         image = Tensor("image", "uint8", (BATCH, side, side, 3))
-        yield Exportable("decoder", None, sources.decoder, (state,), image, sources.decoder.config)
+        shape = sources.decoder.config
+        yield Exportable("decoder", None, "decoder", sources.decoder, (state,), image, shape)
 
 
 def export_one(item: Exportable, folder: Path) -> list[Path]:
@@ -76,26 +94,45 @@ def export_one(item: Exportable, folder: Path) -> list[Path]:
     return files
 
 
-def _velocity_network(sources: Sources, name: str, variant: str) -> Exportable:
-    network = sources.predictor if name == "predictor" else sources.refiner
-    assert network is not None
-    config = network.config
+def _velocity_network(
+    name: str, network: SiT, variant: str, guided_channels: int, conditioning: str
+) -> Exportable:
+    config, guided = network.config, variant == "guided"
     C, side = config.in_channels, config.input_size
-    guided = variant == "guided"
-    G = velocity_halves(sources.guided_channels, C) if guided else 1
-    inputs = [
-        Tensor("state", "float32", (BATCH, C, side, side)),
-        Tensor("time", "float32", (BATCH,)),
-        Tensor("label", "int64", (BATCH,)),
-    ]
+    G = velocity_halves(guided_channels, C) if guided else 1
+    inputs = [Tensor("state", "float32", (BATCH, C, side, side))]
+    if conditioning == "hoisted":
+        M = padded_modulation_width(config)
+        halves = ("modulation", "null_modulation") if guided else ("modulation",)
+        inputs += [Tensor(half, "float32", (BATCH, M)) for half in halves]
+    else:
+        inputs += _TIME_AND_LABEL
     if guided:
         inputs.append(Tensor("guidance", "float32", (BATCH,)))
     if network.refines:
         inputs.append(Tensor("velocity", "float32", (BATCH, G, C, side, side)))
     output = Tensor("offset" if network.refines else "velocity", "float32", (BATCH, G, C, side, side))
-    module = with_guidance(velocity_outputs_only(network), variant, sources.guided_channels)
-    shape = asdict(config) | {"guided_channels": sources.guided_channels if guided else 0}
-    return Exportable(name, variant, module, tuple(inputs), output, shape, config.num_classes)
+    module = with_guidance(network, variant, guided_channels, conditioning)
+    shape = asdict(config) | {
+        "guided_channels": guided_channels if guided else 0,
+        "conditioning": conditioning,
+    }
+    return Exportable(name, variant, name, module, tuple(inputs), output, shape, config.num_classes)
+
+
+def _conditioner(name: str, network: SiT) -> Exportable:
+    config = network.config
+    output = Tensor("modulation", "float32", (BATCH, padded_modulation_width(config)))
+    return Exportable(
+        conditioner_of(name),
+        None,
+        name,
+        conditioner(network),
+        _TIME_AND_LABEL,
+        output,
+        asdict(config),
+        config.num_classes + 1,
+    )
 
 
 def _sample(item: Exportable, batch: int) -> dict[str, torch.Tensor]:
@@ -104,7 +141,8 @@ def _sample(item: Exportable, batch: int) -> dict[str, torch.Tensor]:
     for tensor in item.inputs:
         shape = (batch, *(int(size) for size in tensor.shape[1:]))
         if tensor.dtype == "int64":
-            sample[tensor.name] = torch.arange(batch) % item.labels
+            # From the last on, which for a conditioner is the null label.
+            sample[tensor.name] = (item.labels - 1 + torch.arange(batch)) % item.labels
         elif tensor.name == "time":
             sample[tensor.name] = torch.rand(shape, generator=generator)
         else:

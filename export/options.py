@@ -3,11 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowturbo_trt.export.compile import COMPILERS, DEFAULT_PRECISION, GPU_BACKENDS, CompileError
+from flowturbo_trt.export.compile import (
+    COMPILERS,
+    DEFAULT_PRECISION,
+    GPU_BACKENDS,
+    PRECISIONS_OF,
+    CompileError,
+)
 from flowturbo_trt.export.precision import PRECISIONS, PrecisionError
 from flowturbo_trt.sampling.errors import FlowTurboError
 from flowturbo_trt.sampling.program import VARIANTS
 from flowturbo_trt.sampling.schedule import Schedule
+
+CONDITIONING = ("hoisted", "fused")
 
 
 class BuildError(FlowTurboError):
@@ -23,6 +31,8 @@ class BuildOptions:
     `targets` are GPU compute capabilities (`8.9`), none for portable engines. `separate_plans` makes a
     TensorRT plan for each batch size instead of one for all; `strip` leaves out the float32 graphs that
     no engine needs; `preflight` refuses what the machine has too little memory or disk for.
+    `conditioning` is hoisted (what depends on time and label alone is a network of its own, evaluated
+    once per request for all steps) or fused (part of every evaluation).
     """
 
     predictor: Path
@@ -36,6 +46,7 @@ class BuildOptions:
     variants: tuple[str, ...] = ("guided",)
     schedules: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+    conditioning: str = "hoisted"
     separate_plans: bool = False
     strip: bool = False
     preflight: bool = True
@@ -54,15 +65,23 @@ class BuildOptions:
         for variant in self.variants:
             if variant not in VARIANTS:
                 raise BuildError(f"unknown variant {variant!r}; known are {', '.join(VARIANTS)}")
+        if self.conditioning not in CONDITIONING:
+            raise BuildError(f"conditioning {self.conditioning!r}, expected {' or '.join(CONDITIONING)}")
         for text in self.schedules:
-            Schedule.parse(text)
+            self.check_guidance(Schedule.parse(text))
         if self.targets and "tensorrt-rtx" not in self.backends:
             raise BuildError(
                 f"target {self.targets[0]} is for GPU engines; add --backend tensorrt-rtx or leave it out"
             )
-
         if self.separate_plans and not set(GPU_BACKENDS) & set(self.backends):
             raise BuildError("--separate-plans is for TensorRT; add --backend tensorrt-rtx or leave it out")
+
+    def check_guidance(self, schedule: Schedule) -> None:
+        """Raise BuildError where a schedule needs both variants and not both are built."""
+        if schedule.guided and set(self.variants) != set(VARIANTS):
+            raise BuildError(
+                f"schedule {schedule} is guided some of the time; add --variant guided --variant unguided"
+            )
 
     def precision_of(self, backend: str) -> str:
         """Return a backend's precision: its own, else the one given for all, else its default."""
@@ -77,4 +96,9 @@ class BuildOptions:
                 )
             if owner in ("", backend):
                 chosen = precision
+        able = PRECISIONS_OF.get(backend, PRECISIONS)
+        if chosen not in able:
+            raise PrecisionError(
+                f"backend {backend} has no {chosen} arithmetic; add --precision {backend}={' or '.join(able)}"
+            )
         return chosen

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flowturbo_trt.export.compile import AS_IS
 from flowturbo_trt.sampling.errors import FlowTurboError
+from flowturbo_trt.sampling.program import NETWORKS
 
 # Bytes of a weight by precision.
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -37,13 +38,13 @@ def build_need(
     precisions: Mapping[str, str],
     variants: int,
 ) -> Need:
-    """Estimate a build's need from the float32 bytes of its networks (predictor, refiner, decoder).
+    """Estimate a build's need from the float32 bytes of its networks (predictor, decoder, …).
 
-    `precisions` are by backend. Every variant has weights of its own on disk; in memory networks take
-    turns, so the largest counts.
+    `precisions` are by backend. Every variant of predictor and refiner has weights of its own on disk;
+    in memory networks take turns, so the largest counts.
     """
     largest, together = max(weight_bytes.values()), sum(weight_bytes.values())
-    graphs = sum(size * (1 if network == "decoder" else variants) for network, size in weight_bytes.items())
+    graphs = sum(size * (variants if network in NETWORKS else 1) for network, size in weight_bytes.items())
     memory, disk = together + EXPORT_COPIES * largest, float(graphs)
     for backend in backends:
         if precisions[backend] in AS_IS.get(backend, ()):

@@ -5,6 +5,7 @@ github.com/shiml20/FlowTurbo), so their state dicts load as they are.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,11 @@ class SiTConfig:
         return self.in_channels * (2 if self.learn_sigma else 1)
 
     @property
+    def modulation_width(self) -> int:
+        """Values by which one condition steers all blocks and the final layer (adaLN)."""
+        return (6 * self.depth + 2) * self.hidden_size
+
+    @property
     def null_label(self) -> int:
         """The label that stands for "no class"."""
         return self.num_classes
@@ -72,7 +78,7 @@ class SiT(nn.Module):
         self.reset_parameters()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, v: Tensor | None = None) -> Tensor:
-        return self.trunk(self.tokens(x, v), self.condition(t, y))
+        return self.trunk(self.tokens(x, v), self.modulations(self.condition(t, y)))
 
     def tokens(self, x: Tensor, v: Tensor | None = None) -> Tensor:
         """Embed the latents (and, for a refiner, the previous velocity) as tokens (B,N,D)."""
@@ -85,11 +91,16 @@ class SiT(nn.Module):
         condition: Tensor = self.t_embedder(t) + self.y_embedder(y)
         return condition
 
-    def trunk(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """Run the blocks and the final layer; tokens (B,N,D), condition (B,D) → velocity (B,C,H,W)."""
-        for block in self.blocks:
-            tokens = block(tokens, condition)
-        return self.unpatchify(self.final_layer(tokens, condition))[:, : self.config.in_channels]
+    def modulations(self, condition: Tensor) -> list[Tensor]:
+        """Return how the condition (B,D) steers each block, (B,6D), and the final layer, (B,2D)."""
+        return [layer.adaLN_modulation(condition) for layer in (*self.blocks, self.final_layer)]
+
+    def trunk(self, tokens: Tensor, modulations: Sequence[Tensor]) -> Tensor:
+        """Run the blocks and the final layer on tokens (B,N,D), steered as told → velocity (B,C,H,W)."""
+        *of_blocks, of_final_layer = modulations
+        for block, modulation in zip(self.blocks, of_blocks, strict=True):
+            tokens = block(tokens, modulation)
+        return self.unpatchify(self.final_layer(tokens, of_final_layer))[:, : self.config.in_channels]
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """Lay (B,N,p·p·K) tokens out as (B,K,H,W); inside a token the order is row, column, channel."""
@@ -183,7 +194,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer block with adaptive layer norm (adaLN-Zero)."""
+    """Transformer block with adaptive layer norm (adaLN-Zero).
+
+    Its own `adaLN_modulation` is not called by `forward`, which takes the result: see SiT.modulations.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -191,9 +205,8 @@ class Block(nn.Module):
         self.mlp = MLP(width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        modulation = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation[:, None].chunk(6, dim=-1)
         x = x + gate_a * self.attn(modulate(x, shift_a, scale_a))
         x = x + gate_m * self.mlp(modulate(x, shift_m, scale_m))
         return x
@@ -205,8 +218,8 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, outputs)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(c)[:, None].chunk(2, dim=-1)
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        shift, scale = modulation[:, None].chunk(2, dim=-1)
         x = self.linear(modulate(x, shift, scale))
         return x
 

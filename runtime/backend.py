@@ -6,18 +6,41 @@ as often as wanted without allocating.
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowturbo_trt.bundle.manifest import Manifest
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.sampling.errors import FlowTurboError
 from flowturbo_trt.sampling.program import Program, StepMark
 
-# Name → "module:class"; imported when asked for, so that none needs another's packages.
-BACKENDS = {"onnxruntime": "flowturbo_trt.runtime.backend_onnxruntime:OnnxRuntimeBackend"}
+if TYPE_CHECKING:
+    from flowturbo_trt.runtime.device import Device
+
+
+@dataclass(frozen=True)
+class BackendRow:
+    """What opens a backend, as "module:function" (bundle, device, threads), and its device by default.
+
+    The module is imported when asked for, so that no backend needs another's packages.
+    """
+
+    opener: str
+    device: str = "cpu"
+
+
+BACKENDS = {
+    "onnxruntime": BackendRow("flowturbo_trt.runtime.backend_onnxruntime:open_backend"),
+    "openvino": BackendRow("flowturbo_trt.runtime.backend_openvino:OpenVinoBackend"),
+    "tensorrt-rtx": BackendRow("flowturbo_trt.runtime.backend_tensorrt:open_rtx", "cuda"),
+    "tensorrt": BackendRow("flowturbo_trt.runtime.backend_tensorrt:open_enterprise", "cuda"),
+}
 DEFAULT_BACKEND = "onnxruntime"
+# Of ONNX Runtime.
+PROVIDERS = ("cpu", "cuda", "tensorrt")
 
 OnStep = Callable[[StepMark, int], None]
 
@@ -30,46 +53,84 @@ class UnsupportedError(BackendError):
     """A device lacks what an engine needs: no fault of the engine's."""
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """Host memory that a request is written into: noise (B,C,H,W), conditions (B) by name, guidance (B)."""
+
+    noise: NDArray[np.float32]
+    conditions: Mapping[str, NDArray[np.int64]]
+    guidance: NDArray[np.float32]
+
+
+class Run(Protocol):
+    """A run that has been started. What it gives is overwritten once `depth` more have been started."""
+
+    def latents(self) -> NDArray[np.float32]:
+        """Return latents (B,C,H,W) in host memory, waiting for the run where it is still under way."""
+        ...
+
+    def images(self) -> NDArray[np.uint8]:
+        """Return images (B,H,W,3) in host memory, as `latents` does."""
+        ...
+
+
 class Trajectory(Protocol):
     """A program bound to engines and memory for `batch` rows.
 
-    Fill `noise` (B,C,H,W), `conditions[name]` (B) and `guidance` (B), call `set_program` and `run`,
-    read `latents` (B,C,H,W) or call `decode` for images (B,H,W,3) uint8. The arrays stay the same
-    for the trajectory's life; their content is overwritten by the next run.
+    Call `set_program`, fill `inputs`, `start`, and read the run. Up to `depth` runs may be started before
+    the first is read; `inputs` are then those of the next. One thread at a time may start runs.
     """
 
-    noise: NDArray[np.float32]
-    conditions: dict[str, NDArray[np.int64]]
-    guidance: NDArray[np.float32]
-    latents: NDArray[np.float32]
-
-    def set_program(self, program: Program) -> None:
-        """Take times and coefficients from a program of the shape this was bound for."""
+    @property
+    def depth(self) -> int:
+        """How many runs may be under way."""
         ...
 
-    def run(self, on_step: OnStep | None = None) -> None:
-        """Run all instructions; `on_step(mark, index)` is called after every step."""
+    @property
+    def is_captured(self) -> bool:
+        """Whether a run without callbacks goes another way than one with them: as one captured graph."""
         ...
 
-    def state_after(self, mark: StepMark) -> NDArray[np.float32]:
-        """Return the state a step ends in, readable from within `on_step`."""
+    @property
+    def inputs(self) -> Inputs:
+        """What the next run reads: ask anew for every run."""
         ...
 
-    def velocity_after(self, mark: StepMark) -> NDArray[np.float32]:
-        """Return the velocity (B,G,C,H,W) a step passes on, readable from within `on_step`."""
+    def set_program(self, program: Program, rows: slice | None = None) -> None:
+        """Take times and coefficients from a program of the shape this was bound for.
+
+        With `rows` for these rows of the batch only: rows may be at different times.
+        """
         ...
 
-    def decode(self) -> NDArray[np.uint8]:
-        """Decode the latents."""
+    def start(self, *, decode: bool, on_step: OnStep | None = None) -> Run:
+        """Start a run; with `on_step`, called as (mark, index) after every step, it is over on return."""
         ...
 
-    def preview(self, mark: StepMark) -> NDArray[np.uint8]:
-        """Decode where the trajectory would end if it went on straight from here."""
+    def state_after(self, index: int) -> NDArray[np.float32]:
+        """Return the state a step ends in, from within `on_step`."""
+        ...
+
+    def velocity_after(self, index: int) -> NDArray[np.float32]:
+        """Return the velocity (B,G,C,H,W) a step passes on, from within `on_step`."""
+        ...
+
+    def preview(self, index: int) -> NDArray[np.uint8]:
+        """Decode where the trajectory would end if it went on straight from here, within `on_step`."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds beside host memory; it is not used again."""
         ...
 
 
 class Backend(Protocol):
     """Engines of one bundle on one device."""
+
+    @property
+    def device(self) -> "Device | None":
+        """The GPU whose memory results are made in; None where that is the host's."""
+        ...
 
     def prepare(self, program: Program) -> None:
         """Load the engines a program needs, and the decoder's."""
@@ -86,13 +147,39 @@ class Backend(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give back what it holds beside host memory; its trajectories are to be closed before."""
+        ...
 
-def load_backend(name: str, bundle: Bundle, device: str, threads: int) -> Backend:
-    """Return the named backend for a bundle; raises BackendError."""
+
+def default_backend(manifest: Manifest) -> str:
+    """Return the backend a bundle is run on unless told: DEFAULT_BACKEND if it was built for that."""
+    built = list(dict.fromkeys(engine.backend for engine in manifest.engines))
+    return DEFAULT_BACKEND if DEFAULT_BACKEND in built or not built else built[0]
+
+
+def default_device(backend: str, provider: str | None) -> str:
+    """Return the device that a backend, with a provider of ONNX Runtime's or none, is made for."""
+    if provider not in (None, "cpu"):
+        return "cuda"
+    return BACKENDS[backend].device if backend in BACKENDS else "cpu"
+
+
+def load_backend(
+    name: str, bundle: Bundle, device: str | None, threads: int, provider: str | None = None
+) -> Backend:
+    """Return the named backend for a bundle; raises BackendError.
+
+    `device` is cpu, cuda or cuda:N, by default what the backend is made for; `provider` is ONNX
+    Runtime's, and with one on a GPU that is the default.
+    """
     if name not in BACKENDS:
-        built = any(engine.backend == name for engine in bundle.manifest.engines)
-        why = "its engines are in the bundle, but this version cannot run them" if built else "is not known"
-        raise BackendError(f"backend {name!r}: {why}; use {' or '.join(BACKENDS)}")
-    module, cls = BACKENDS[name].split(":")
-    backend: Backend = getattr(importlib.import_module(module), cls)(bundle, device, threads)
+        raise BackendError(f"backend {name!r} is not known; use {', '.join(BACKENDS)}")
+    if provider is not None and name != "onnxruntime":
+        raise BackendError(f"provider {provider}: only onnxruntime has providers, not {name}; leave it out")
+    own = {} if provider is None else {"provider": provider}
+    module, function = BACKENDS[name].opener.split(":")
+    opener = getattr(importlib.import_module(module), function)
+    chosen = default_device(name, provider) if device is None else device
+    backend: Backend = opener(bundle, chosen, threads, **own)
     return backend

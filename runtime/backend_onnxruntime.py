@@ -1,88 +1,54 @@
-"""Engines on ONNX Runtime: on the CPU, or through its CUDA provider on a GPU."""
+"""Engines on ONNX Runtime: on the CPU, or through its CUDA or TensorRT provider on a GPU."""
 
-import contextlib
-import io
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from flowturbo_trt.bundle.manifest import Engine, Tensor
+from flowturbo_trt.bundle.manifest import Engine
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.runtime.backend import BackendError, UnsupportedError
-from flowturbo_trt.runtime.host_trajectory import HostTrajectory
-from flowturbo_trt.sampling.program import Evaluate, Program
+from flowturbo_trt.runtime.backend import Backend, BackendError
+from flowturbo_trt.runtime.host_backend import HostBackend
+from flowturbo_trt.runtime.onnxruntime_session import check_provider, failure, open_session
 
 NAME = "onnxruntime"
-_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)": "uint8"}
 
 
-class OnnxRuntimeBackend:
-    """One session per network variant, loaded when first needed, serving every batch size."""
+def open_backend(bundle: Bundle, device: str, threads: int, provider: str | None = None) -> Backend:
+    """Open ONNX Runtime on a device; by default its CPU provider on the CPU, CUDA's on a GPU."""
+    if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
+        raise BackendError(f"unknown device {device!r}; expected cpu, cuda or cuda:N")
+    provider = provider or ("cpu" if device == "cpu" else "cuda")
+    if (provider == "cpu") != (device == "cpu"):
+        raise BackendError(f"provider {provider} does not run on device {device}; leave one of them out")
+    check_provider(provider)
+    if provider == "cpu":
+        return OnnxRuntimeBackend(bundle, threads)
+    # Needs the packages that talk to a GPU.
+    from flowturbo_trt.runtime.onnxruntime_cuda import open_on_gpu
 
-    def __init__(self, bundle: Bundle, device: str, threads: int) -> None:
-        self._bundle = bundle
-        self._providers = _providers(device)
+    return open_on_gpu(bundle, device, threads, provider)
+
+
+class OnnxRuntimeBackend(HostBackend):
+    """On the CPU: one session per network variant, serving every batch size."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        super().__init__(bundle, NAME)
         self._threads = threads
-        self._engines: dict[tuple[str, str | None], OnnxRuntimeEngine] = {}
 
-    def prepare(self, program: Program) -> None:
-        for instruction in program.instructions:
-            if isinstance(instruction, Evaluate):
-                self.engine(instruction.network, instruction.variant)
-        if self._bundle.manifest.model.image is not None:
-            self.engine("decoder", None)
-
-    def bind(self, program: Program, batch: int) -> HostTrajectory:
-        return HostTrajectory(program, batch, self._bundle.manifest.model, self.engine)
-
-    def evaluate(self, network: str, variant: str | None, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        engine = self.engine(network, variant)
-        (described,) = engine.described.outputs
-        rows = len(inputs["state"])
-        output = np.empty((rows, *map(int, described.shape[1:])), dtype=described.dtype)
-        # Bound by address: what is sliced out of a larger array has to be whole.
-        whole = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
-        engine.bind(whole, {described.name: output})()
-        return output
-
-    def engine(self, network: str, variant: str | None) -> "OnnxRuntimeEngine":
-        key = (network, variant)
-        if key not in self._engines:
-            described = self._bundle.manifest.engine(network, variant, NAME)
-            self._engines[key] = OnnxRuntimeEngine(self._bundle, described, self._providers, self._threads)
-        return self._engines[key]
+    def load(self, described: Engine) -> "OnnxRuntimeEngine":
+        return OnnxRuntimeEngine(described, open_session(self._bundle, described, "cpu", self._threads, {}))
 
 
 class OnnxRuntimeEngine:
-    """A session whose calls are bound to arrays (runtime.host_trajectory.HostEngine)."""
+    """A session whose calls are bound to arrays in host memory (runtime.host_trajectory.HostEngine)."""
 
-    def __init__(self, bundle: Bundle, engine: Engine, providers: list[Any], threads: int) -> None:
-        self.described = engine
-        for file in engine.data:
-            bundle.file(file)
-        path = bundle.file(engine.file)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        # The sessions take turns: one that has finished must not keep a core busy waiting for its next.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
-        except Exception as error:  # its exceptions share no base class of their own
-            raise _explain(engine, providers, str(error)) from error
-        wanted = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
-        # ONNX Runtime falls back to the CPU with no more than a log line.
-        if wanted not in self._session.get_providers():
-            raise UnsupportedError(
-                f"ONNX Runtime could not start its {wanted}: it needs an NVIDIA GPU, and driver, CUDA and "
-                "cuDNN of the versions it was made for; install them, or use --device cpu"
-            )
-        self._check_interface(engine.inputs, self._session.get_inputs())
-        self._check_interface(engine.outputs, self._session.get_outputs())
+    def __init__(self, described: Engine, session: onnxruntime.InferenceSession) -> None:
+        self.described = described
+        self._session = session
 
     def bind(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
@@ -99,53 +65,7 @@ class OnnxRuntimeEngine:
         def call(_held: tuple[NDArray[Any], ...] = held) -> None:
             try:
                 session.run_with_iobinding(binding)
-            except Exception as error:  # as above: out of memory, a device lost
-                reason = " ".join(str(error).split())[:300]
-                raise BackendError(f"{self.described.name}: ONNX Runtime failed: {reason}") from error
+            except Exception as error:  # its exceptions share no base class of their own
+                raise failure(self.described, error) from error
 
         return call
-
-    def _check_interface(self, described: tuple[Tensor, ...], found: list[Any]) -> None:
-        """Hold the file's tensors against the manifest's; a free batch axis serves every batch."""
-        tensors = {node.name: (_DTYPES.get(node.type, node.type), node.shape) for node in found}
-        for tensor in described:
-            dtype, shape = tensors.pop(tensor.name, ("nothing", []))
-            batch = shape[:1] if shape and isinstance(shape[0], int) else [tensor.shape[0]]
-            if (dtype, [*batch, *shape[1:]]) != (tensor.dtype, list(tensor.shape)):
-                raise BackendError(
-                    f"{self.described.name}: its {tensor.name} is {dtype} {shape} in "
-                    f"{self.described.file}, {tensor.dtype} {list(tensor.shape)} in the manifest; rebuild it"
-                )
-        if tensors:
-            raise BackendError(
-                f"{self.described.name}: {self.described.file} has {min(tensors)}, which the manifest "
-                "does not know; rebuild it"
-            )
-
-
-def _providers(device: str) -> list[Any]:
-    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
-    if match is None:
-        raise BackendError(f"unknown device {device!r}; expected cpu, cuda or cuda:N")
-    if device == "cpu":
-        return ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise BackendError(
-            f"device {device}: this ONNX Runtime has no CUDA provider; pip install onnxruntime-gpu (and "
-            "uninstall onnxruntime, which overwrites it)"
-        )
-    # CUDA and cuDNN that came as Python packages are not where the system looks for libraries. What it
-    # prints of those it does not find is no result of ours; that they are missing shows in time.
-    with contextlib.redirect_stdout(io.StringIO()):
-        onnxruntime.preload_dlls()
-    return [("CUDAExecutionProvider", {"device_id": int(match[1] or 0)}), "CPUExecutionProvider"]
-
-
-def _explain(engine: Engine, providers: list[Any], reason: str) -> BackendError:
-    what = engine.name
-    if "NOT_IMPLEMENTED" in reason and engine.precision == "bf16" and providers == ["CPUExecutionProvider"]:
-        return UnsupportedError(
-            f"{what}: ONNX Runtime has no bf16 arithmetic on the CPU; use --device cuda, or rebuild with "
-            "--precision onnxruntime=fp32"
-        )
-    return BackendError(f"{what}: ONNX Runtime cannot load {engine.file}: {' '.join(reason.split())[:300]}")

@@ -1,19 +1,24 @@
 """A trajectory in host memory: NumPy does the arithmetic, engines are called on bound arrays."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowturbo_trt.bundle.manifest import Model
-from flowturbo_trt.runtime.backend import BackendError, OnStep
-from flowturbo_trt.sampling.liveness import allocate
-from flowturbo_trt.sampling.program import NOISE, Combine, Evaluate, Program, Register, StepMark
+from flowturbo_trt.bundle.manifest import Manifest
+from flowturbo_trt.runtime.backend import BackendError, Inputs, OnStep
+from flowturbo_trt.runtime.binding import Binder
+from flowturbo_trt.runtime.buffers import HostBlock, plan_layout, register_name, sum_fields
+from flowturbo_trt.runtime.conditioning import null_values, plan_conditioning
+from flowturbo_trt.runtime.launch_plan import Call, Sum, plan_launches
+from flowturbo_trt.runtime.tables import spread_conditions, write_program
+from flowturbo_trt.sampling.program import Program, StepMark
 from flowturbo_trt.sampling.reference import operand
 
 Array = NDArray[np.float32]
-OUTPUTS = {"predictor": "velocity", "refiner": "offset"}
+Work = Callable[[], None]
 
 
 class HostEngine(Protocol):
@@ -26,126 +31,153 @@ class HostEngine(Protocol):
         ...
 
 
-class HostBuffers:
-    """All memory of one trajectory, allocated here and nowhere else."""
+@dataclass(frozen=True)
+class HostRun:
+    """A run that is over; its arrays are the trajectory's (runtime.backend.Run)."""
 
-    def __init__(self, program: Program, batch: int, model: Model) -> None:
-        self._shapes = {
-            "state": (batch, *model.latent),
-            "velocity:guided": (batch, model.guidance.halves, *model.latent),
-            "velocity:unguided": (batch, 1, *model.latent),
-        }
-        allocation = allocate(program)
-        slots = [self.empty(register) for register in allocation.slots]
-        self.registers = [slots[slot] for slot in allocation.slot_of]
-        self.scratch = {str(register): self.empty(register) for register in allocation.slots}
-        evaluations = sum(isinstance(i, Evaluate) for i in program.instructions)
-        self.times = np.zeros((evaluations, batch), dtype=np.float32)
-        self.guidance = np.ones(batch, dtype=np.float32)
-        self.conditions = {c.name: np.zeros(batch, dtype=np.int64) for c in model.conditions}
-        self.image = None if model.image is None else np.zeros((batch, *model.image, 3), dtype=np.uint8)
+    _latents: Array
+    _images: NDArray[np.uint8] | None
 
-    def empty(self, register: Register) -> Array:
-        return np.zeros(self._shapes[str(register)], dtype=np.float32)
+    def latents(self) -> Array:
+        return self._latents
+
+    def images(self) -> NDArray[np.uint8]:
+        if self._images is None:
+            raise BackendError("the run was started without decoding")
+        return self._images
 
 
 class HostTrajectory:
     """Runs programs of one shape over HostEngines (runtime.backend.Trajectory)."""
 
+    depth = 1
+    is_captured = False
+
     def __init__(
         self,
         program: Program,
         batch: int,
-        model: Model,
+        manifest: Manifest,
+        backend: str,
         engine: Callable[[str, str | None], HostEngine],
     ) -> None:
         self._program = program
-        self._buffers = HostBuffers(program, batch, model)
+        self._plan = plan_launches(program)
+        self._model = manifest.model
         self._engine = engine
-        registers = self._buffers.registers
-        self.noise = registers[program.inputs[NOISE]]
-        self.latents = registers[program.output]
-        self.conditions = self._buffers.conditions
-        self.guidance = self._buffers.guidance
-        self._calls = self._bind_instructions()
-        self._decode = self._bind_decoder(self.latents, self._buffers.image)
-        self._preview: tuple[Array, NDArray[np.uint8], Callable[[], None]] | None = None
+        self._conditionings = plan_conditioning(manifest, program, batch, backend, pads=False)
+        layout = plan_layout(self._plan, batch, self._model, self._conditionings)
+        self._arrays: dict[str, NDArray[Any]] = {}
+        for block in layout.blocks:
+            self._arrays |= HostBlock(block).arrays
+        self._registers = [self._arrays[register_name(slot)] for slot in range(len(self._plan.slots))]
+        names = (condition.name for condition in self._model.conditions)
+        self.inputs = Inputs(
+            self._registers[self._plan.noise],
+            {name: self._arrays[name] for name in names},
+            self._arrays["guidance"],
+        )
+        fields = sum_fields(self._plan, batch, self._model)
+        self._scratch = {field.name: np.empty(field.shape, field.dtype) for field in fields}
+        self._binder = binder = Binder(self._model, self._conditionings, self._rows, engine)
+        self._conditioners = [binder.conditioner(c, null=False) for c in self._conditionings.values()]
+        self._null = [binder.conditioner(c, null=True) for c in self._conditionings.values() if c.guided]
+        self._null_is_current = False
+        self._steps = [[self._work(launch) for launch in step] for step in self._plan.steps]
+        self._decode: Work | None = None
+        self._preview: tuple[Array, NDArray[np.uint8], Work] | None = None
+        self._fill_null_conditions()
         self.set_program(program)
 
-    def set_program(self, program: Program) -> None:
-        evaluations = (i for i in program.instructions if isinstance(i, Evaluate))
-        for row, instruction in zip(self._buffers.times, evaluations, strict=True):
-            row[...] = instruction.time
+    def set_program(self, program: Program, rows: slice | None = None) -> None:
+        changed = write_program(program, self._plan, self._conditionings, self._arrays, rows)
+        self._null_is_current = self._null_is_current and not changed
         self._program = program
 
-    def run(self, on_step: OnStep | None = None) -> None:
-        calls = iter(self._calls)
-        for index, (mark, instructions) in enumerate(self._program.per_step()):
-            for instruction in instructions:
-                if isinstance(instruction, Combine):
-                    self._combine(instruction)
-                else:
-                    next(calls)()
+    def start(self, *, decode: bool, on_step: OnStep | None = None) -> HostRun:
+        decoding = self._decoder() if decode else None
+        self._condition()
+        for index, step in enumerate(self._steps):
+            for work in step:
+                work()
             if on_step is not None:
-                on_step(mark, index)
+                on_step(self._program.steps[index], index)
+        if decoding is not None:
+            decoding()
+        return HostRun(self._registers[self._plan.output], self._arrays["image"] if decode else None)
 
-    def state_after(self, mark: StepMark) -> Array:
-        return self._buffers.registers[mark.state]
+    def state_after(self, index: int) -> Array:
+        return self._registers[self._plan.marks[index][0]]
 
-    def velocity_after(self, mark: StepMark) -> Array:
-        return self._buffers.registers[mark.velocity]
+    def velocity_after(self, index: int) -> Array:
+        return self._registers[self._plan.marks[index][1]]
 
-    def decode(self) -> NDArray[np.uint8]:
-        if self._decode is None or self._buffers.image is None:
-            raise BackendError("the bundle has no decoder; ask for latents, or build it with --decoder")
-        self._decode()
-        return self._buffers.image
-
-    def preview(self, mark: StepMark) -> NDArray[np.uint8]:
-        if self._buffers.image is None:
+    def preview(self, index: int) -> NDArray[np.uint8]:
+        if self._model.image is None:
             raise BackendError("the bundle has no decoder to preview with")
         if self._preview is None:
             # Of its own: the latents' buffer is in use while the trajectory runs.
-            state, image = np.empty_like(self.latents), np.empty_like(self._buffers.image)
-            call = self._bind_decoder(state, image)
-            assert call is not None
+            state, image = np.empty_like(self.inputs.noise), np.empty_like(self._arrays["image"])
+            call = self._engine("decoder", None).bind({"state": state}, {"image": image})
             self._preview = state, image, call
         state, image, call = self._preview
-        np.multiply(self.velocity_after(mark)[:, 0], 1 - mark.s, out=state)
-        np.add(self.state_after(mark), state, out=state)
+        extrapolate(self.state_after(index), self.velocity_after(index), self._program.steps[index], state)
         call()
         return image
 
-    def _bind_instructions(self) -> list[Callable[[], None]]:
-        evaluations = (i for i in self._program.instructions if isinstance(i, Evaluate))
-        return [self._bind(i, row) for i, row in zip(evaluations, self._buffers.times, strict=True)]
+    def close(self) -> None:
+        """Nothing is held but memory."""
 
-    def _bind(self, instruction: Evaluate, time: Array) -> Callable[[], None]:
-        registers = self._buffers.registers
-        inputs: dict[str, NDArray[Any]] = {
-            "state": registers[instruction.state],
-            "time": time,
-            **self.conditions,
-        }
-        if instruction.variant == "guided":
-            inputs["guidance"] = self.guidance
-        if instruction.velocity is not None:
-            inputs["velocity"] = registers[instruction.velocity]
-        output = {OUTPUTS[instruction.network]: registers[instruction.out]}
-        return self._engine(instruction.network, instruction.variant).bind(inputs, output)
+    def _decoder(self) -> Work:
+        """Bind the decoder when it is first asked for."""
+        if self._model.image is None:
+            raise BackendError("the bundle has no decoder; ask for latents, or build it with --decoder")
+        if self._decode is None:
+            self._decode = self._binder.decoder(self._plan.output)
+        return self._decode
 
-    def _bind_decoder(self, state: Array, image: NDArray[np.uint8] | None) -> Callable[[], None] | None:
-        if image is None:
-            return None
-        return self._engine("decoder", None).bind({"state": state}, {"image": image})
+    def _rows(self, name: str, rows: slice | None) -> NDArray[Any]:
+        array = self._arrays[name]
+        return array if rows is None else array[rows]
 
-    def _combine(self, instruction: Combine) -> None:
-        registers, types = self._buffers.registers, self._program.registers
-        out = registers[instruction.out]
-        is_state = types[instruction.out].kind == "state"
-        scratch = self._buffers.scratch[str(types[instruction.out])]
-        (coefficient, first), *rest = instruction.terms
-        np.multiply(operand(registers[first], is_state), coefficient, out=out)
-        for coefficient, register in rest:
-            np.multiply(operand(registers[register], is_state), coefficient, out=scratch)
-            np.add(out, scratch, out=out)
+    def _fill_null_conditions(self) -> None:
+        for network, conditioning in self._conditionings.items():
+            if conditioning.guided:
+                for name, value in null_values(self._model.conditions).items():
+                    self._arrays[f"{network}.null_{name}"][...] = value
+
+    def _condition(self) -> None:
+        """Compute the modulations of hoisted networks: the null condition's only when times have changed."""
+        spread_conditions(self._conditionings, self.inputs.conditions, self._arrays)
+        stale = [] if self._null_is_current else self._null
+        for call in (call for calls in (*self._conditioners, *stale) for call in calls):
+            call()
+        self._null_is_current = True
+
+    def _work(self, launch: Call | Sum) -> Work:
+        return self._binder.call(launch) if isinstance(launch, Call) else self._sum(launch)
+
+    def _sum(self, launch: Sum) -> Work:
+        """Bind a combination; every row has coefficients of its own."""
+        out, is_state = self._registers[launch.out], self._plan.slots[launch.out].kind == "state"
+        scratch = self._scratch[str(self._plan.slots[launch.out])]
+        column = (-1, *([1] * (out.ndim - 1)))
+        terms = [
+            (operand(self._registers[slot], is_state), self._arrays["coefficients"][row].reshape(column))
+            for row, slot in launch.terms
+        ]
+        (first, scale), *rest = terms
+
+        def work() -> None:
+            np.multiply(first, scale, out=out)
+            for array, coefficient in rest:
+                np.multiply(array, coefficient, out=scratch)
+                np.add(out, scratch, out=out)
+
+        return work
+
+
+def extrapolate(state: Array, velocity: Array, mark: StepMark, out: Array) -> None:
+    """Write where a trajectory would end if it went on straight from the end of a step."""
+    np.multiply(velocity[:, 0], 1 - mark.s, out=out)
+    np.add(state, out, out=out)

@@ -1,7 +1,6 @@
 """Pipelines: a bundle on a backend, from labels and seeds to images."""
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,15 +12,22 @@ from numpy.typing import ArrayLike, NDArray
 
 from flowturbo_trt.bundle.manifest import Manifest
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.runtime.backend import DEFAULT_BACKEND, Backend, Trajectory, load_backend
+from flowturbo_trt.runtime.backend import (
+    Backend,
+    Inputs,
+    OnStep,
+    Run,
+    Trajectory,
+    default_backend,
+    load_backend,
+)
 from flowturbo_trt.runtime.batching import split
+from flowturbo_trt.runtime.device_results import DeviceResults, GeneratedOnDevice
 from flowturbo_trt.runtime.programs import choose_variant, find_program
 from flowturbo_trt.runtime.request import Request, RequestError, make_request
-from flowturbo_trt.sampling.program import Program, StepMark
+from flowturbo_trt.runtime.trajectories import Lanes, Pending
+from flowturbo_trt.sampling.program import StepMark
 from flowturbo_trt.sampling.schedule import Schedule
-
-# Bound trajectories kept for reuse: a few schedules at a few batch sizes.
-MAX_TRAJECTORIES = 16
 
 
 @dataclass(frozen=True)
@@ -64,23 +70,48 @@ class Pipeline:
         self._backend = backend
         self._lock = threading.Lock()
         self._owner: int | None = None
-        self._trajectories: OrderedDict[tuple[object, ...], Trajectory] = OrderedDict()
+        self._lanes = Lanes(backend)
 
     @classmethod
     def load(
-        cls, path: str | Path, *, backend: str | None = None, device: str = "cpu", threads: int = 0
+        cls,
+        path: str | Path,
+        *,
+        backend: str | None = None,
+        device: str | None = None,
+        threads: int = 0,
+        provider: str | None = None,
     ) -> "Pipeline":
         """Open a bundle and load the engines its default schedule needs.
 
-        `device` is cpu, cuda or cuda:N; `threads` bounds the CPU threads of an engine (0: all cores).
-        Raises BundleError for a bundle that cannot be used, BackendError for a backend or device.
+        `backend` is by default onnxruntime, or what the bundle was built for; `device` is cpu, cuda or
+        cuda:N, by default what the backend is made for; `threads` bounds the CPU threads of an engine
+        (0: all cores); `provider` is ONNX Runtime's: cpu, cuda or tensorrt. Raises BundleError for a
+        bundle that cannot be used, BackendError for a backend or device.
         """
         bundle = Bundle.open(path)
-        pipeline = cls(bundle, load_backend(backend or DEFAULT_BACKEND, bundle, device, threads))
+        name = backend or default_backend(bundle.manifest)
+        pipeline = cls(bundle, load_backend(name, bundle, device, threads, provider))
         schedule = bundle.manifest.default_schedule
         variant = next(iter(bundle.manifest.programs[schedule]))
-        pipeline._backend.prepare(bundle.manifest.programs[schedule][variant])
+        try:
+            pipeline._backend.prepare(bundle.manifest.programs[schedule][variant])
+        except BaseException:
+            pipeline.close()
+            raise
         return pipeline
+
+    def close(self) -> None:
+        """Give back the memory of a GPU, when all calls have returned; the pipeline is not used again."""
+        with self._exclusive():
+            self._lanes.close()
+            self._backend.close()
+
+    def __enter__(self) -> "Pipeline":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     @property
     def manifest(self) -> Manifest:
@@ -118,23 +149,45 @@ class Pipeline:
         on_step: Callable[[Step], object] | None = None,
     ) -> Generated:
         """Run a request (runtime.request.make_request); with `decode=False` the images are None."""
+        self._require_decoder(decode)
         model = self.manifest.model
-        if decode and model.image is None:
-            raise RequestError("the bundle has no decoder; ask for latents, or build it with --decoder")
-        n = len(request)
-        latents = np.empty((n, *model.latent), dtype=np.float32)
-        images = np.empty((n, *model.image, 3), dtype=np.uint8) if decode and model.image else None
-        with self._exclusive():
-            for rows, trajectory in self._run(request, schedule, on_step):
-                used = rows.stop - rows.start
-                latents[rows] = trajectory.latents[:used]
-                if images is not None:
-                    images[rows] = trajectory.decode()[:used]
+        latents = np.empty((len(request), *model.latent), dtype=np.float32)
+        images = np.empty((len(request), *model.image, 3), dtype=np.uint8) if decode and model.image else None
+
+        def read(rows: slice, run: Run) -> None:
+            used = rows.stop - rows.start
+            latents[rows] = run.latents()[:used]
+            if images is not None:
+                images[rows] = run.images()[:used]
+
+        self._run(request, schedule, read, decode=decode, on_step=on_step)
         return Generated(latents, images)
+
+    def generate_on_device(
+        self, request: Request, schedule: str | Schedule | None = None, *, decode: bool = True
+    ) -> GeneratedOnDevice:
+        """Run a request as `generate` does, and leave the results in the GPU's memory, for DLPack.
+
+        Raises RequestError on backends that make them in host memory.
+        """
+        if self._backend.device is None:
+            raise RequestError("this backend makes its results in host memory; use generate")
+        self._require_decoder(decode)
+        results = DeviceResults(self._backend.device, self.manifest.model, len(request), decode=decode)
+        try:
+            self._run(request, schedule, results.read, decode=decode, on_step=None)
+        except BaseException:
+            results.free()
+            raise
+        return results.hand_out()
+
+    def _require_decoder(self, decode: bool) -> None:
+        if decode and self.manifest.model.image is None:
+            raise RequestError("the bundle has no decoder; ask for latents, or build it with --decoder")
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """Let one call at a time use the buffers."""
+        """Let one call at a time start runs."""
         if self._owner == threading.get_ident():
             raise RequestError("called from within its own on_step, where it would wait for itself")
         with self._lock:
@@ -145,53 +198,60 @@ class Pipeline:
                 self._owner = None
 
     def _run(
-        self, request: Request, schedule: str | Schedule | None, on_step: Callable[[Step], object] | None
-    ) -> Iterator[tuple[slice, Trajectory]]:
-        """Run a request batch by batch; each trajectory is to be read before the next is asked for."""
+        self,
+        request: Request,
+        schedule: str | Schedule | None,
+        read: Callable[[slice, Run], None],
+        *,
+        decode: bool,
+        on_step: Callable[[Step], object] | None,
+    ) -> None:
+        """Run a request batch by batch and `read` every run.
+
+        Calls queue for starting their runs only: while one waits for its last, the next prepares its
+        first. Who waits for the lock holds no place on a trajectory, so that those in it get theirs.
+        """
         variant = choose_variant(self.manifest, is_unguided=request.is_unguided)
         program = find_program(self.manifest, schedule, variant)
-        start = 0
-        for batch in split(len(request), self.manifest.batches):
-            rows = slice(start, min(start + batch, len(request)))
-            trajectory = self._trajectory(program, batch)
-            _fill(trajectory, request, rows)
-            trajectory.run(on_step and _reporter(on_step, rows, trajectory, len(program.steps)))
-            yield rows, trajectory
-            start = rows.stop
-
-    def _trajectory(self, program: Program, batch: int) -> Trajectory:
-        """Return buffers and bound engines for a program's shape, with this program's numbers."""
-        key = (program.shape(), batch)
-        if key not in self._trajectories:
-            self._trajectories[key] = self._backend.bind(program, batch)
-            if len(self._trajectories) > MAX_TRAJECTORIES:
-                self._trajectories.popitem(last=False)
-        self._trajectories.move_to_end(key)
-        trajectory = self._trajectories[key]
-        trajectory.set_program(program)
-        return trajectory
+        pending = Pending(read)
+        try:
+            with self._exclusive():
+                start = 0
+                for batch in split(len(request), self.manifest.batches):
+                    rows = slice(start, min(start + batch, len(request)))
+                    lane = self._lanes.lane(program, batch, pending.read_all)
+                    report = on_step and _reporter(on_step, rows, lane.trajectory, len(program.steps))
+                    begin = partial(_start, lane.trajectory, request, rows, decode, report)
+                    pending.start(lane, rows, begin)
+                    start = rows.stop
+            pending.read_all()
+        finally:
+            pending.abandon()
 
 
-def _fill(trajectory: Trajectory, request: Request, rows: slice) -> None:
+def _start(trajectory: Trajectory, request: Request, rows: slice, decode: bool, report: OnStep | None) -> Run:
+    _fill(trajectory.inputs, request, rows)
+    return trajectory.start(decode=decode, on_step=report)
+
+
+def _fill(inputs: Inputs, request: Request, rows: slice) -> None:
     """Copy some rows of a request into a trajectory's inputs; the rows past them are padding."""
     used = rows.stop - rows.start
-    request.fill_noise(rows, trajectory.noise[:used])
-    trajectory.noise[used:] = 0
-    trajectory.guidance[:used] = request.guidance[rows]
-    trajectory.guidance[used:] = 1
+    request.fill_noise(rows, inputs.noise[:used])
+    inputs.noise[used:] = 0
+    inputs.guidance[:used] = request.guidance[rows]
+    inputs.guidance[used:] = 1
     for name, values in request.conditions.items():
-        trajectory.conditions[name][:used] = values[rows]
-        trajectory.conditions[name][used:] = values[rows.start]
+        inputs.conditions[name][:used] = values[rows]
+        inputs.conditions[name][used:] = values[rows.start]
 
 
-def _reporter(
-    on_step: Callable[[Step], object], rows: slice, trajectory: Trajectory, count: int
-) -> Callable[[StepMark, int], None]:
+def _reporter(on_step: Callable[[Step], object], rows: slice, trajectory: Trajectory, count: int) -> OnStep:
     used = slice(0, rows.stop - rows.start)
 
     def report(mark: StepMark, index: int) -> None:
-        state, velocity = trajectory.state_after(mark)[used], trajectory.velocity_after(mark)[used]
-        preview = partial(trajectory.preview, mark)
+        state, velocity = trajectory.state_after(index)[used], trajectory.velocity_after(index)[used]
+        preview = partial(trajectory.preview, index)
         on_step(Step(rows, index, count, mark.kind, mark.t, mark.s, state, velocity, preview))
 
     return report

@@ -31,6 +31,11 @@ def find_program(manifest: Manifest, schedule: str | Schedule | None, variant: s
     program = _traced(text, variant) if known is None else known[variant]
     if set(program.inputs) != {NOISE}:
         raise ScheduleError(f"{text}: its program needs {sorted(program.inputs)}, here is only {NOISE}")
+    variants = manifest.programs[manifest.default_schedule].keys()
+    if unbuilt := {variant for _, variant in program.evaluations()} - variants:
+        raise ScheduleError(
+            f"{text}: needs {min(unbuilt)} engines; build the bundle with --variant {min(unbuilt)}"
+        )
     if program.span != (0, 1):
         raise ScheduleError(
             f"{text}: runs from {program.span[0]} to {program.span[1]}; generation needs 0 to 1"

@@ -105,17 +105,34 @@ class Program:
         """Count evaluations by (network, variant)."""
         return Counter((i.network, i.variant) for i in self.instructions if isinstance(i, Evaluate))
 
+    def times(self, network: str | None = None) -> tuple[float, ...]:
+        """Return the time of every evaluation in order, or of those of one network."""
+        evaluations = (i for i in self.instructions if isinstance(i, Evaluate))
+        return tuple(i.time for i in evaluations if network in (None, i.network))
+
+    def coefficients(self) -> tuple[float, ...]:
+        """Return the coefficients of every combination, in order."""
+        return tuple(c for i in self.instructions if isinstance(i, Combine) for c, _ in i.terms)
+
+    def time_slots(self, network: str) -> tuple[int, ...]:
+        """Number the different times at which a network is evaluated: one number per evaluation of it."""
+        times = self.times(network)
+        numbers = {time: number for number, time in enumerate(dict.fromkeys(times))}
+        return tuple(numbers[time] for time in times)
+
     def shape(self) -> tuple[object, ...]:
         """Return a key equal for programs that differ in times and coefficients only.
 
-        Such programs can share buffers and captured graphs.
+        Such programs can share buffers and captured graphs. Which evaluations of a network happen at
+        the same time is part of the shape: what depends on the time alone is computed once for them.
         """
         structure = tuple(
             (i.network, i.variant, i.reads, i.out) if isinstance(i, Evaluate) else (i.reads, i.out)
             for i in self.instructions
         )
         marks = tuple((mark.end, mark.state, mark.velocity) for mark in self.steps)
-        return (self.registers, tuple(sorted(self.inputs.items())), structure, marks, self.output)
+        slots = tuple(self.time_slots(network) for network in NETWORKS)
+        return (self.registers, tuple(sorted(self.inputs.items())), structure, marks, slots, self.output)
 
     def per_step(self) -> Iterator[tuple[StepMark, tuple[Instruction, ...]]]:
         """Yield every step with its instructions."""

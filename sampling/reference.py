@@ -1,6 +1,6 @@
 """The reference sampler in NumPy: slow, allocating, obviously right. Backends are held against it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,36 @@ def sample(schedule: Schedule, field: Field, x: Any) -> Iterator[tuple[Any, Any]
         yield x, passed[-1][1]
 
 
-def run(program: Program, field: Field, noise: Array) -> Iterator[tuple[Array, Array]]:
-    """Interpret a program; noise and states (B,C,H,W), velocities (B,G,C,H,W). Yields as `sample` does."""
+class ScheduledField:
+    """The field of a request with guidance: guided or unguided, as the schedule says for each time.
+
+    `fields` are by variant. A refiner is of the variant of the velocity it refines, which descends from
+    the newest evaluation of the predictor.
+    """
+
+    def __init__(self, schedule: Schedule, fields: Mapping[str, Field]) -> None:
+        self._schedule = schedule
+        self._fields = fields
+        self._variant = "guided"
+
+    def predict(self, x: Any, t: float) -> Any:
+        self._variant = "guided" if self._schedule.is_guided_at(t) else "unguided"
+        return self._fields[self._variant].predict(x, t)
+
+    def refine(self, x: Any, v: Any, t: float) -> Any:
+        return self._fields[self._variant].refine(x, v, t)
+
+
+def run(program: Program, fields: Mapping[str, Field], noise: Array) -> Iterator[tuple[Array, Array]]:
+    """Interpret a program on fields by variant; yields as `sample` does.
+
+    Noise and states are (B,C,H,W), velocities (B,G,C,H,W).
+    """
     values: dict[int, Array] = {program.inputs[NOISE]: noise}
     for mark, instructions in program.per_step():
         for instruction in instructions:
             if isinstance(instruction, Evaluate):
-                values[instruction.out] = _evaluate(instruction, field, values)
+                values[instruction.out] = _evaluate(instruction, fields[instruction.variant], values)
             else:
                 is_state = program.registers[instruction.out].kind == "state"
                 values[instruction.out] = _combine(instruction.terms, values, is_state)

@@ -13,10 +13,13 @@ _COUNT = r"(?:0|[1-9]\d*)"
 # A step of one letter and its count, or a longer name, x and its count.
 _LONG, _SHORT = rf"([A-Z]{{2,}}\d*)x({_COUNT})", rf"([A-Z])({_COUNT})"
 _GROUP = re.compile(f"{_LONG}|{_SHORT}")
-_SCHEDULE = re.compile(rf"(?P<groups>(?:{_LONG}|{_SHORT})+)(?::(?P<reading>[a-z]+))?(?:@(?P<times>.+))?")
+_SCHEDULE = re.compile(
+    rf"(?P<groups>(?:{_LONG}|{_SHORT})+)(?::(?P<reading>[a-z]+))?"
+    r"(?::guided=(?P<low>[^:@\s]+?)\.\.(?P<high>[^:@\s]+))?(?:@(?P<times>.+))?"
+)
 _GRAMMAR = (
     f"groups of a step ({', '.join((*STEPS, REFINER))}) and a count, after x where the step has a long name, "
-    "e.g. H1P5R3, H8, AB2x8; optionally :READING of R and @t0,t1,…,tN"
+    "e.g. H1P5R3, H8, AB2x8; optionally :READING of R, :guided=LOW..HIGH and @t0,t1,…,tN"
 )
 # A program lists every step; past this a schedule is a slip of the finger.
 MAX_STEPS = 10_000
@@ -32,12 +35,14 @@ class Schedule:
 
     `groups` are (kind, count) as written; `times` is the grid of steps + 1 increasing times in [0,1],
     or empty for the uniform grid from 0 to 1; `reading` says how R steps are computed
-    (steps.REFINER_READINGS).
+    (steps.REFINER_READINGS). `guided` are the first and the last time at which the predictor is guided
+    (Kynkäänniemi et al., 2024): outside it is evaluated unguided, for half the work.
     """
 
     groups: tuple[tuple[str, int], ...]
     times: tuple[float, ...] = ()
     reading: str = "reference"
+    guided: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.reading not in REFINER_READINGS:
@@ -60,27 +65,31 @@ class Schedule:
         grid = self.grid
         if not (grid[0] >= 0 and grid[-1] <= 1 and all(t < s for t, s in pairwise(grid))):
             raise ScheduleError(f"{self}: times must increase within 0 to 1")
+        if self.guided is not None and not 0 <= self.guided[0] <= self.guided[1] <= 1:
+            raise ScheduleError(
+                f"{self}: guided from {self.guided[0]} to {self.guided[1]}; expected 0 ≤ LOW ≤ HIGH ≤ 1"
+            )
 
     @classmethod
     def parse(cls, text: str) -> "Schedule":
-        """Read `GROUPS[:READING][@TIMES]`; `str` gives the text back."""
+        """Read `GROUPS[:READING][:guided=LOW..HIGH][@TIMES]`; `str` gives the text back."""
         match = _SCHEDULE.fullmatch(text)
         if match is None:
             raise ScheduleError(f"{text!r} is no schedule; expected {_GRAMMAR}")
         try:
             groups = tuple((a or b, int(m or n)) for a, m, b, n in _GROUP.findall(match["groups"]))
             times = tuple(float(time) for time in match["times"].split(",")) if match["times"] else ()
+            guided = (float(match["low"]), float(match["high"])) if match["low"] else None
         except ValueError as error:
             raise ScheduleError(f"{text[:80]!r}: a count or time is not a number ({error})") from error
-        return cls(groups, times, match["reading"] or "reference")
+        return cls(groups, times, match["reading"] or "reference", guided)
 
     def __str__(self) -> str:
         groups = "".join(f"{kind}{'x' if len(kind) > 1 else ''}{count}" for kind, count in self.groups)
         reading = "" if self.reading == "reference" else f":{self.reading}"
-        times = "@" + ",".join(
-            f"{time:.17g}" if time != round(time, 12) else f"{time:.12g}" for time in self.times
-        )
-        return groups + reading + (times if self.times else "")
+        guided = "" if self.guided is None else ":guided=" + "..".join(map(_exact, self.guided))
+        times = "@" + ",".join(map(_exact, self.times)) if self.times else ""
+        return groups + reading + guided + times
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -98,6 +107,10 @@ class Schedule:
         """The steps as (kind, t, s)."""
         return tuple((kind, t, s) for kind, (t, s) in zip(self.kinds, pairwise(self.grid), strict=True))
 
+    def is_guided_at(self, t: float) -> bool:
+        """Whether a request with guidance is guided at a time."""
+        return self.guided is None or self.guided[0] <= t <= self.guided[1]
+
     def evaluations(self) -> Counter[str]:
         """Count the evaluations of each network, by running the formulas on numbers."""
         field = _CountingField()
@@ -106,6 +119,10 @@ class Schedule:
         for kind, t, s in self.steps:
             x, passed = step_function(kind, self.reading)(field, x, passed, t, s)
         return field.counts
+
+
+def _exact(time: float) -> str:
+    return f"{time:.17g}" if time != round(time, 12) else f"{time:.12g}"
 
 
 class _CountingField:

@@ -6,8 +6,12 @@ from flowturbo_trt.sampling.steps import Passed, step_function
 
 
 def trace(schedule: Schedule, variant: str) -> Program:
-    """Lower a schedule to a program that evaluates networks of the given variant."""
-    tracer = _Tracer(variant)
+    """Lower a schedule to a program for requests with guidance (variant `guided`), or without any.
+
+    With guidance the schedule says when the predictor is guided; a refiner is of the variant of the
+    velocity it refines.
+    """
+    tracer = _Tracer(schedule, variant)
     noise = tracer.new_register(Register("state"))
     x = Expression(tracer, ((1.0, noise),))
     passed: Passed = ()
@@ -49,7 +53,8 @@ class Expression:
 class _Tracer:
     """The field of networks as the formulas see it; its calls become instructions."""
 
-    def __init__(self, variant: str) -> None:
+    def __init__(self, schedule: Schedule, variant: str) -> None:
+        self._schedule = schedule
         self._variant = variant
         self.registers: list[Register] = []
         self.instructions: list[Instruction] = []
@@ -59,14 +64,17 @@ class _Tracer:
         return len(self.registers) - 1
 
     def predict(self, x: Expression, t: float) -> Expression:
-        return self._evaluate("predictor", x.register, None, t)
+        variant = self._variant if self._schedule.is_guided_at(t) else "unguided"
+        return self._evaluate("predictor", variant, x.register, None, t)
 
     def refine(self, x: Expression, v: Expression, t: float) -> Expression:
-        return self._evaluate("refiner", x.register, v.register, t)
+        variant = self.registers[v.register].variant
+        assert variant is not None
+        return self._evaluate("refiner", variant, x.register, v.register, t)
 
-    def _evaluate(self, network: str, state: int, velocity: int | None, t: float) -> Expression:
-        out = self.new_register(Register("velocity", self._variant))
-        self.instructions.append(Evaluate(network, self._variant, state, velocity, t, out))
+    def _evaluate(self, network: str, variant: str, state: int, velocity: int | None, t: float) -> Expression:
+        out = self.new_register(Register("velocity", variant))
+        self.instructions.append(Evaluate(network, variant, state, velocity, t, out))
         return Expression(self, ((1.0, out),))
 
     def combine(self, terms: tuple[tuple[float, int], ...]) -> int:

@@ -151,9 +151,31 @@ def tiny_bundle(tiny_options: "BuildOptions", tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
+def golden_fused_bundle(golden_options: "BuildOptions", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden networks for ONNX Runtime, with the conditioning part of every evaluation."""
+    from flowturbo_trt.export.build import build
+
+    out = tmp_path_factory.mktemp("bundles") / "golden-fused"
+    return build(replace(golden_options, conditioning="fused"), out).path
+
+
+@pytest.fixture(scope="session")
+def tiny_fused_bundle(tiny_options: "BuildOptions", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from flowturbo_trt.export.build import build
+
+    out = tmp_path_factory.mktemp("bundles") / "tiny-fused"
+    return build(replace(tiny_options, conditioning="fused"), out).path
+
+
+@pytest.fixture(scope="session")
 def golden_pipeline(golden_bundle: Path) -> Pipeline:
     # One thread: more only get into each other's way in networks of this size.
     return Pipeline.load(golden_bundle, threads=1)
+
+
+@pytest.fixture(scope="session")
+def golden_fused_pipeline(golden_fused_bundle: Path) -> Pipeline:
+    return Pipeline.load(golden_fused_bundle, threads=1)
 
 
 @pytest.fixture(scope="session")

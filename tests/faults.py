@@ -61,6 +61,18 @@ def scale_weight(name: str, factor: float) -> Fault:
     return fault
 
 
+def scale_row(name: str, row: int, factor: float) -> Fault:
+    """Multiply one row of a weight matrix."""
+
+    def fault(model: ModelProto) -> None:
+        (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+        array = numpy_helper.to_array(tensor).copy()
+        array[row] *= factor
+        tensor.CopyFrom(numpy_helper.from_array(array, name))
+
+    return fault
+
+
 def product_weights(model: ModelProto) -> dict[str, NodeProto]:
     """Return the weight matrices of all products and convolutions, in order, with the nodes that use them."""
     held = {tensor.name for tensor in model.graph.initializer}
@@ -91,8 +103,16 @@ def swap_halves(model: ModelProto) -> None:
     model.graph.node.append(helper.make_node("Gather", ["unswapped", "swapped"], [output.name], axis=1))
 
 
+def swap_modulations(model: ModelProto) -> None:
+    """Give the conditional half the modulation of none and the other one the label's."""
+    exchanged = {"modulation": "null_modulation", "null_modulation": "modulation"}
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = exchanged.get(name, name)
+
+
 def swap_conditions(model: ModelProto) -> None:
-    """Give the conditional half the null label and the other one the label: u + s·(c − u) turned round."""
+    """Do in a fused network what `swap_modulations` does: u + s·(c − u) is turned round."""
     first, second = (node for node in model.graph.node if node.op_type == "Gather" and _embeds(model, node))
     first.input[1], second.input[1] = second.input[1], first.input[1]
 

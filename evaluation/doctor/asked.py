@@ -1,21 +1,15 @@
-"""Findings about what was asked for: whether a bundle runs on a machine, and a model can be built there."""
+"""Findings about a bundle that was asked for: whether it runs on a machine, and where."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 from flowturbo_trt.bundle.manifest import BundleError, Engine, Manifest
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.evaluation.doctor.diagnosis import Diagnosis
-from flowturbo_trt.evaluation.doctor.facts import HERE, Facts
-from flowturbo_trt.evaluation.doctor.findings import Asked, Finding, readable
-from flowturbo_trt.export.preflight import Need, build_need
-from flowturbo_trt.models.published import DECODER_PARAMETERS, LATENT, NAMED_MODELS, parameter_count
-
-FLOAT32 = 4
-# The decoder's last resolution: it enlarges latents 8 times, and there makes 128 channels of 256.
-ENLARGES, LAST_CHANNELS = 8, 256 + 128
+from flowturbo_trt.evaluation.doctor.facts import OPTIONAL_MODULES, Facts
+from flowturbo_trt.evaluation.doctor.findings import Asked, Finding, free_memory, readable
+from flowturbo_trt.runtime.conditioning import needed_engines
+from flowturbo_trt.runtime.memory_plan import MemoryPlan, plan_memory
 
 
 @dataclass(frozen=True)
@@ -77,8 +71,12 @@ def obstacles(engine: Engine, facts: Facts) -> list[Obstacle]:
     other = f"rebuild it with --backend {' or '.join(name for name in facts.backends if name != backend)}"
     if backend not in facts.backends:
         reasons = [Obstacle(f"this version cannot run engines of {backend} yet", other)]
+    elif (missing := facts.backends[backend].missing) and missing == OPTIONAL_MODULES.get(backend):
+        reasons = [Obstacle(f"{backend} is not installed", f"pip install 'flowturbo_trt[{backend}]'")]
     elif not facts.backends[backend].works:
         reasons = [Obstacle(f"{backend} cannot start here", f"mend {backend}, see above")]
+    elif backend in facts.registries.details["gpu"] and not facts.has_gpu:
+        reasons = [Obstacle("there is no GPU", f"use a machine with an NVIDIA GPU, or {other}")]
     else:
         reasons = [
             Obstacle(f"{backend} has no device here", f"mend {backend}, see above, or use another machine")
@@ -117,101 +115,34 @@ def _mismatch(engine: Engine, facts: Facts, index: int) -> Obstacle | None:
 
 
 def _memory(group: str, manifest: Manifest, facts: Facts, backend: str) -> Iterator[Finding]:
-    """Hold the engines that the default schedule loads against each device that runs all of them."""
-    programs = manifest.programs[manifest.default_schedule]
-    wanted: list[tuple[str, str | None]] = list(next(iter(programs.values())).evaluations())
-    if manifest.model.image is not None:
-        wanted.append(("decoder", None))
+    """Hold what the default schedule takes at all batch sizes against each device that runs its engines."""
+    program = next(iter(manifest.programs[manifest.default_schedule].values()))
     try:
+        wanted = needed_engines(manifest, program, backend)
         engines = [manifest.engine(network, variant, backend) for network, variant in wanted]
+        for device, able in facts.devices(backend).items():
+            if not any(_obstacle(engine, facts, device, able) for engine in engines):
+                on_gpu = device != "cpu"
+                plan = plan_memory(manifest, program, manifest.batches, backend, on_gpu=on_gpu)
+                yield _held(group, plan, device, facts)
     except BundleError as error:
         detail, _, remedy = str(error).partition("; ")
         yield Finding(group, backend, "problem", detail, remedy)
-        return
-    files = {file for engine in engines for file in engine.files}
-    size = sum(manifest.files[file].bytes for file in files)
-    for device, able in facts.devices(backend).items():
-        if any(_obstacle(engine, facts, device, able) for engine in engines):
-            continue
-        free = _free(facts, device)
-        detail = f"its {backend} engines weigh {readable(size)}, {readable(free)} are free"
-        fits = free is None or size <= free
-        remedy = "" if fits else "free memory, or build it with --precision fp16 for half the size"
-        yield Finding(group, f"memory, {device}", "ok" if fits else "problem", detail, remedy)
 
 
-def _free(facts: Facts, device: str) -> int | None:
-    if device == "cpu":
-        return facts.machine.memory_available
-    index = int(device.removeprefix("cuda:"))
-    return facts.machine.gpus[index].free_bytes if index < len(facts.machine.gpus) else None
-
-
-def ask_model(name: str, batches: Sequence[int], facts: Facts, diagnosis: Diagnosis) -> Asked:
-    """Hold what building a published model takes, with refiner and decoder, against what there is.
-
-    Batch sizes do not change that: what a run needs at least is held against the memory for each.
-    """
-    group = f"model {name}"
-    weights = weight_bytes(name)
-    if not diagnosis.builds:
-        detail, remedy = "no backend can be built for here", "pip install 'flowturbo_trt[export]', see above"
-        return Asked(group, (Finding(group, "build", "problem", detail, remedy),), False)
-    builds = []
-    for backend in diagnosis.builds:
-        precision = facts.registries.details["precisions"][backend]
-        need = build_need(weights, [backend], {backend: precision}, 1)
-        builds.append(_build(group, f"build for {backend} {precision}", need, facts))
-    runs = [_run(group, name, batch, facts) for batch in batches]
-    possible = any(f.status == "ok" for f in builds) and all(f.status == "ok" for f in runs)
-    return Asked(group, (*builds, *runs), possible)
-
-
-def _build(group: str, name: str, need: Need, facts: Facts) -> Finding:
-    memory, disk = facts.machine.memory_available, facts.machine.disks[HERE]
+def _held(group: str, plan: MemoryPlan, device: str, facts: Facts) -> Finding:
+    """Hold a plan against a device's memory, and the host's where copies are made from there."""
+    free, host = free_memory(facts, device), facts.machine.memory_available
+    batches = ", ".join(str(trajectory.batch) for trajectory in plan.trajectories)
+    name = f"memory, {device}"
     detail = (
-        f"takes about {readable(need.memory_bytes)} of memory and {readable(need.disk_bytes)} of disk; "
-        f"{readable(memory)} and {readable(disk)} are there"
+        f"{plan.backend} takes {readable(plan.total)} for batches {batches}, {readable(plan.weights)} of it "
+        f"weights; {readable(free)} are free. On top come {plan.unknown}"
     )
-    remedies = []
-    if memory is not None and need.memory_bytes > memory:
-        remedies.append("free memory, or build on a machine with more")
-    if disk is not None and need.disk_bytes > disk:
-        remedies.append("free disk, or build in a folder with more")
-    return Finding(group, name, "problem" if remedies else "ok", detail, "; ".join(remedies))
-
-
-def _run(group: str, name: str, batch: int, facts: Facts) -> Finding:
-    memory, least = (
-        facts.machine.memory_available,
-        sum(weight_bytes(name).values()) + activation_bytes(name, batch),
-    )
-    detail = f"takes at least {readable(least)} of memory in float32; {readable(memory)} are there"
-    if memory is not None and least > memory:
-        remedy = "a smaller batch, fp16, or a machine with more memory"
-        return Finding(group, f"run, batch {batch}", "problem", detail, remedy)
-    return Finding(group, f"run, batch {batch}", "ok", detail)
-
-
-def weight_bytes(name: str) -> dict[str, int]:
-    """Return the float32 bytes of a published model's networks."""
-    counts = {
-        "predictor": parameter_count(name),
-        "refiner": parameter_count(name, refines=True),
-        "decoder": DECODER_PARAMETERS,
-    }
-    return {network: FLOAT32 * count for network, count in counts.items()}
-
-
-def activation_bytes(name: str, batch: int) -> int:
-    """Return what must be held at once in float32 where most is: a lower bound of what a run takes.
-
-    That is the MLP's hidden layer beside its input, the scores of attention, or the decoder's last
-    convolution; guidance doubles the rows of the first two.
-    """
-    config, (_, H, W) = NAMED_MODELS[name], LATENT
-    tokens: int = H * W // config["patch_size"] ** 2
-    mlp: int = 2 * batch * tokens * 5 * config["hidden_size"]
-    scores: int = 2 * batch * config["num_heads"] * tokens**2
-    decoder = batch * LAST_CHANNELS * prod((H * ENLARGES, W * ENLARGES))
-    return FLOAT32 * max(mlp, scores, decoder)
+    if free is not None and plan.total > free:
+        remedy = "free memory, or build it with --precision fp16 or for smaller batches"
+        return Finding(group, name, "problem", detail, remedy)
+    if host is not None and plan.pinned > host:
+        pinned = f"{readable(plan.pinned)} of the host's memory are for copies, {readable(host)} are free"
+        return Finding(group, name, "problem", pinned, "free memory, or build it for smaller batches")
+    return Finding(group, name, "ok", detail)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 
-from flowturbo_trt.evaluation.doctor.facts import EXPORT_LIBRARIES, TENSORRT_MODULES, Facts
+from flowturbo_trt.evaluation.doctor.facts import EXPORT_LIBRARIES, OPTIONAL_MODULES, TENSORRT_MODULES, Facts
 from flowturbo_trt.evaluation.doctor.findings import Finding, Library, judge
 from flowturbo_trt.evaluation.doctor.probes import Answer
 
@@ -64,8 +64,12 @@ def _compiler(facts: Facts, backend: str, answer: Answer, lacking: list[str]) ->
         finding = _tensorrt(facts, backend, answer)
     elif answer.works:
         finding = Finding(GROUP, name, "ok", f"{answer.version}, builds on any machine")
+    elif answer.missing and answer.missing == OPTIONAL_MODULES.get(backend):
+        remedy = f"only to build for it: pip install 'flowturbo_trt[{backend}]'"
+        finding = Finding(GROUP, name, "not needed", "not installed", remedy)
     else:
-        remedy = f"pip install 'flowturbo_trt[export]', and mend {backend}"
+        again = f"pip install --force-reinstall {backend}"
+        remedy = again if backend in OPTIONAL_MODULES else f"{EXPORT_INSTALL}, and mend {backend}"
         finding = Finding(GROUP, name, "problem", f"its compiler cannot start: {answer.error}", remedy)
     if lacking and (finding.status == "ok" or backend not in TENSORRT_MODULES):
         detail = f"needs the libraries above: {', '.join(lacking)}"

@@ -32,6 +32,8 @@ LIBRARIES = EXPORT_LIBRARIES | {"PIL": "pillow", "polygraphy": "polygraphy"}
 # Modules that load their parts when asked for, and the part that is used.
 PARTS = {"diffusers": ("AutoencoderKL",)}
 TENSORRT_MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+# Backend → the module that it needs and the base install does not bring.
+OPTIONAL_MODULES = TENSORRT_MODULES | {"openvino": "openvino"}
 # Names of the places whose free disk is told.
 HERE, TEMPORARY = "this folder", "temporary files"
 
@@ -59,8 +61,9 @@ class Facts:
 
     `packages` are the versions installed, `minimums` those required, both by distribution in lower case
     with hyphens; `onnxruntimes` are the distributions that bring the module onnxruntime. `registries` is
-    what this version builds for and runs on; `onnxruntime` was tried on the CPU, `cuda` is the same on the
-    GPUs. `libraries` are by module, `compilers` and `backends` by backend.
+    what this version builds for and runs on; `onnxruntime` was tried on the CPU, `cuda` and `tensorrt` are
+    its providers on the GPUs. `cuda_packages` tells what everything on a GPU takes beside its backend.
+    `libraries` are by module, `compilers` and `backends` by backend.
     """
 
     machine: Machine
@@ -70,19 +73,38 @@ class Facts:
     registries: Answer
     onnxruntime: Answer
     cuda: Answer
+    tensorrt: Answer
+    cuda_packages: Answer
     libraries: Mapping[str, Answer] = field(default_factory=dict)
     compilers: Mapping[str, Answer] = field(default_factory=dict)
     backends: Mapping[str, Answer] = field(default_factory=dict)
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether there is one; nvidia-smi need not know of it."""
+        return bool(self.machine.gpus or self.cuda.details.get("devices"))
+
+    def is_reached(self, device: str) -> bool:
+        """Tell whether a device can be worked with from here: a GPU takes packages of its own."""
+        told = self.cuda_packages
+        if device == "cpu":
+            return True
+        unreached = told.details.get("devices", {}).get(device)
+        return told.works and not told.details.get("lacking") and not unreached
 
     def devices(self, backend: str) -> dict[str, tuple[str, ...]]:
         """Return the devices that a backend runs on here, and the precisions it runs there."""
         if backend not in self.backends or not self.backends[backend].works:
             return {}
         if backend == "onnxruntime":
-            found = [answer.details.get("devices", {}) for answer in (self.onnxruntime, self.cuda)]
-            return {device: tuple(able) for devices in found for device, able in devices.items()}
+            answers = [answer.details.get("devices", {}) for answer in (self.onnxruntime, self.cuda)]
+            found = {device: tuple(able) for devices in answers for device, able in devices.items()}
+            return {device: able for device, able in found.items() if self.is_reached(device)}
+        if "devices" in self.backends[backend].details:
+            return {name: tuple(able) for name, able in self.backends[backend].details["devices"].items()}
         count = len(self.machine.gpus) if backend in self.registries.details["gpu"] else 0
-        return {f"cuda:{index}": ("fp32", "fp16", "bf16") for index in range(count)}
+        cards = (f"cuda:{index}" for index in range(count))
+        return {card: ("fp32", "fp16", "bf16") for card in cards if self.is_reached(card)}
 
 
 def gather() -> Facts:
@@ -94,11 +116,14 @@ def gather() -> Facts:
     with ThreadPoolExecutor(max(2, min(machine.cores, 8))) as pool:
         libraries = {name: pool.submit(ask, "library", name, *PARTS.get(name, ())) for name in LIBRARIES}
         compilers = {name: _submit_compiler(pool, name) for name in known.get("compilers", ())}
-        backends = {name: pool.submit(ask, "backend", name) for name in known.get("backends", ())}
-        onnxruntime = pool.submit(ask, "onnxruntime", "cpu")
+        backends = {name: _submit_backend(pool, name) for name in known.get("backends", ())}
+        onnxruntime = pool.submit(ask, "onnxruntime", "cpu", "cpu")
         # One is tried even if nvidia-smi shows none: containers may have the driver without that tool.
         cards = [f"cuda:{index}" for index in range(max(1, len(machine.gpus)))]
-        cuda = pool.submit(ask, "onnxruntime", *cards)
+        cuda, tensorrt = (
+            pool.submit(ask, "onnxruntime", provider, *cards) for provider in ("cuda", "tensorrt")
+        )
+        cuda_packages = pool.submit(ask, "cuda", *cards)
     installed = _distributions()
     return Facts(
         machine=machine,
@@ -108,6 +133,8 @@ def gather() -> Facts:
         registries=registries,
         onnxruntime=onnxruntime.result(),
         cuda=cuda.result(),
+        tensorrt=tensorrt.result(),
+        cuda_packages=cuda_packages.result(),
         libraries=_results(libraries),
         compilers=_results(compilers),
         backends=_results(backends),
@@ -118,6 +145,13 @@ def _submit_compiler(pool: ThreadPoolExecutor, backend: str) -> "Future[Answer]"
     if backend in TENSORRT_MODULES:
         return pool.submit(ask, "tensorrt", TENSORRT_MODULES[backend])
     return pool.submit(ask, "compiler", backend)
+
+
+def _submit_backend(pool: ThreadPoolExecutor, backend: str) -> "Future[Answer]":
+    if backend in TENSORRT_MODULES:
+        return pool.submit(ask, "library", TENSORRT_MODULES[backend])
+    # Whose devices only it can tell.
+    return pool.submit(ask, "openvino") if backend == "openvino" else pool.submit(ask, "backend", backend)
 
 
 def _results(futures: "Mapping[str, Future[Answer]]") -> dict[str, Answer]:

@@ -36,6 +36,14 @@ def readable(size: int | None) -> str:
     return "an unknown size" if size is None else preflight.readable(size)
 
 
+def free_memory(facts: Facts, device: str) -> int | None:
+    """Return the free bytes of a device's memory, if they are known."""
+    if device == "cpu":
+        return facts.machine.memory_available
+    index = int(device.removeprefix("cuda:"))
+    return facts.machine.gpus[index].free_bytes if index < len(facts.machine.gpus) else None
+
+
 @dataclass(frozen=True)
 class Library:
     """A library to judge: its distribution, the extra it comes with (none: the base install), its use."""

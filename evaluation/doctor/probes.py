@@ -18,6 +18,13 @@ CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from flowturbo_trt.evaluation.doctor.probes import answer; answer(*sys.argv[2:])"
 )
+# ONNX Runtime's own names of its providers.
+PROVIDER_NAMES = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+KERNEL = 'extern "C" __global__ void nothing() {}'
 # ONNX's numbers of the element types a network may be in.
 ELEMENT_TYPES = {"fp32": 1, "fp16": 10, "bf16": 16}
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
@@ -116,14 +123,57 @@ def _registries() -> dict[str, Any]:
 def _backend(name: str) -> dict[str, Any]:
     from flowturbo_trt.runtime.backend import BACKENDS
 
-    module, cls = BACKENDS[name].split(":")
-    return _library(module, cls)
+    module, function = BACKENDS[name].opener.split(":")
+    return _library(module, function)
 
 
 def _compiler(backend: str) -> dict[str, Any]:
-    from flowturbo_trt.export.compile import load_compiler
+    from flowturbo_trt.export.compile import CompileError, load_compiler
 
-    return {"version": load_compiler(backend).builder}
+    try:
+        return {"version": load_compiler(backend).builder}
+    except CompileError as error:
+        # It knows which module is not installed.
+        raise error.__cause__ or error from None
+
+
+def _openvino() -> dict[str, Any]:
+    """Ask OpenVINO which precisions it has on this processor."""
+    from flowturbo_trt.runtime.backend_openvino import precisions
+
+    openvino = importlib.import_module("openvino")
+    version = openvino.__version__.partition("-")[0]
+    return {"version": version, "details": {"devices": {"cpu": precisions(openvino.Core())}}}
+
+
+def _cuda(*devices: str) -> dict[str, Any]:
+    """Compile a kernel and reach each device, as trajectories on a GPU do; tell what is lacking for it."""
+    from flowturbo_trt.runtime.cuda_driver import open_device
+    from flowturbo_trt.runtime.cuda_kernels import compile_kernels
+    from flowturbo_trt.sampling.errors import FlowTurboError
+
+    details: dict[str, dict[str, str]] = {"lacking": {}, "devices": {}}
+    for package, use in CUDA_PACKAGES.items():
+        try:
+            use()
+        except Exception as error:  # without a library of theirs they fail in ways of their own
+            details["lacking"][package] = _line(error)
+    for device in devices if not details["lacking"] else ():
+        try:
+            opened = open_device(device)
+            compile_kernels(KERNEL, opened.capability)
+            opened.close()
+            details["devices"][device] = ""
+        except FlowTurboError as error:
+            details["devices"][device] = _line(error)
+    return {"details": details}
+
+
+def _compile_kernel() -> None:
+    from flowturbo_trt.runtime.cuda_kernels import compile_kernels
+
+    # One that every NVRTC of the versions required knows.
+    compile_kernels(KERNEL, (9, 0))
 
 
 def _tensorrt(module: str) -> dict[str, Any]:
@@ -138,16 +188,20 @@ def _tensorrt(module: str) -> dict[str, Any]:
     return {"version": str(trt.__version__), "details": details}
 
 
-def _onnxruntime(*devices: str) -> dict[str, Any]:
+def _onnxruntime(name: str, *devices: str) -> dict[str, Any]:
     """Multiply matrices on each device, in every precision: providers that are listed may not start."""
     import onnxruntime
 
+    from flowturbo_trt.runtime.onnxruntime_session import check_provider
+
     providers = onnxruntime.get_available_providers()
+    provider = PROVIDER_NAMES[name]
     able = {}
-    for device in devices:
-        name, _, index = device.partition(":")
-        provider = f"{name.upper()}ExecutionProvider"
-        if provider in providers:
+    if provider in providers:
+        # It loads what came as Python packages, as pipelines do.
+        check_provider(name)
+        for device in devices:
+            index = device.partition(":")[2]
             wanted = (provider, {"device_id": index} if index else {})
             found = [precision for precision, kind in ELEMENT_TYPES.items() if _multiplies(wanted, kind)]
             if "fp32" in found:
@@ -193,6 +247,11 @@ def _number(field_number: int, value: int) -> bytes:
     return bytes([field_number << 3, value])
 
 
+# Package → what fails without it.
+CUDA_PACKAGES: dict[str, Callable[[], object]] = {
+    "cuda-bindings": lambda: importlib.import_module("cuda.bindings.driver"),
+    "nvidia-cuda-nvrtc": _compile_kernel,
+}
 QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "registries": _registries,
     "library": _library,
@@ -200,4 +259,6 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "compiler": _compiler,
     "tensorrt": _tensorrt,
     "onnxruntime": _onnxruntime,
+    "cuda": _cuda,
+    "openvino": _openvino,
 }

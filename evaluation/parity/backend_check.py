@@ -25,7 +25,8 @@ from flowturbo_trt.evaluation.parity.results import (
     by_psnr,
 )
 from flowturbo_trt.evaluation.parity.thresholds import loosest, thresholds
-from flowturbo_trt.runtime.backend import Backend, BackendError, Trajectory, UnsupportedError
+from flowturbo_trt.runtime.backend import Backend, BackendError, Inputs, Run, Trajectory, UnsupportedError
+from flowturbo_trt.runtime.conditioning import needed_engines
 from flowturbo_trt.sampling.errors import FlowTurboError
 from flowturbo_trt.sampling.program import StepMark
 
@@ -66,6 +67,9 @@ class BackendCheck:
         self._tick(f"{engine.name} on {self._name}, call by call")
         result = EngineParity(engine, thresholds(engine.precision), file_fault=self._faults.get(engine.file))
         batches = [batch for batch in self._options.batches if batch in engine.batches]
+        if engine.is_conditioner:
+            # It knows no batches of images: its rows are times and labels.
+            batches = list(engine.batches)
         if not batches:
             return replace(result, not_run=f"built for batch {_join(engine.batches)}, which is not asked for")
         try:
@@ -77,14 +81,33 @@ class BackendCheck:
         return replace(result, calls=calls) if calls else replace(result, not_run=UNUSED)
 
     def _called(self, engine: Engine, batches: Sequence[int]) -> Iterator[CallError]:
+        if engine.is_conditioner:
+            yield from self._conditioned(engine)
+            return
         for recording, batch, rows in self._parts(batches):
-            for call in recording.calls:
-                if (call.network, call.variant) == (engine.network, engine.variant):
-                    inputs = {name: array[rows] for name, array in call.inputs.items()}
-                    found = self._backend.evaluate(call.network, call.variant, inputs)
-                    expected = call.output[rows]
-                    _check_shape(found, expected)
-                    yield from compare_call(call, found, expected, rows, batch)
+            for call in recording.calls_of(engine.network, engine.variant):
+                inputs = {name: array[rows] for name, array in call.inputs.items()}
+                found = self._backend.evaluate(engine.network, engine.variant, inputs)
+                expected = call.output[rows]
+                _check_shape(found, expected)
+                yield from compare_call(call, found, expected, rows, batch)
+
+    def _conditioned(self, engine: Engine) -> Iterator[CallError]:
+        """Call a conditioner on all rows of each recorded call, padded to what it was built for."""
+        built = max(engine.batches)
+        for recording in self._recordings:
+            for call in recording.calls_of(engine.network, None):
+                rows, padded = len(call.output), -(-len(call.output) // built) * built
+                inputs = {name: np.resize(array, padded) for name, array in call.inputs.items()}
+                parts = (
+                    self._backend.evaluate(
+                        engine.network, None, {n: a[start : start + built] for n, a in inputs.items()}
+                    )
+                    for start in range(0, padded, built)
+                )
+                found = np.concatenate(list(parts))[:rows, None]
+                _check_shape(found, call.output)
+                yield from compare_call(call, found, call.output, slice(0, rows), rows)
 
     def _decoded(self, batches: Sequence[int]) -> Iterator[ImageError]:
         for recording, batch, rows in self._parts(batches):
@@ -104,11 +127,11 @@ class BackendCheck:
     def _trajectory(self, recording: Recording, batch: int) -> TrajectoryParity:
         self._tick(f"{recording.schedule} {recording.variant} on {self._name}, batch {batch}")
         where = (recording.schedule, recording.variant, self._name)
-        networks: list[tuple[str, str | None]] = [*recording.program.evaluations()]
-        if recording.images is not None:
-            networks.append(("decoder", None))
         try:
-            used = {self._manifest.engine(n, v, self._name, batch).precision for n, v in networks}
+            used = {
+                self._manifest.engine(network, variant, self._name, batch if variant else None).precision
+                for network, variant in needed_engines(self._manifest, recording.program, self._name)
+            }
         except BundleError as error:
             return TrajectoryParity(*where, "", batch, None, failure=str(error))
         precision = loosest(used)
@@ -128,11 +151,11 @@ class BackendCheck:
         images: list[ImageError] = []
         parts = list(windows(len(recording.request), batch, everything=everything))
         for rows in parts:
-            errors.append(_run_rows(trajectory, recording, rows))
+            found, run = _run_rows(trajectory, recording, rows)
+            errors.append(found)
             if recording.images is not None:
-                images.append(
-                    compare_images(recording, trajectory.decode(), recording.images[rows], rows, batch)
-                )
+                images.append(compare_images(recording, run.images(), recording.images[rows], rows, batch))
+        trajectory.close()
         every_row = np.concatenate(errors, axis=1)
         rows_run = np.concatenate([np.arange(rows.start, rows.stop) for rows in parts])
         factors = amplification(recording.request.guidance[rows_run])
@@ -155,21 +178,30 @@ def _unfinished(result: Result, error: FlowTurboError) -> Result:
     return replace(result, failure=str(error))
 
 
-def _run_rows(trajectory: Trajectory, recording: Recording, rows: slice) -> NDArray[np.float64]:
+def _run_rows(trajectory: Trajectory, recording: Recording, rows: slice) -> tuple[NDArray[np.float64], Run]:
     """Run some rows (n); return the relative L2 (steps+1,n) after every step, then of the latents."""
-    request = recording.request
-    request.fill_noise(rows, trajectory.noise)
-    trajectory.guidance[:] = request.guidance[rows]
-    for name, values in request.conditions.items():
-        trajectory.conditions[name][:] = values[rows]
     errors: list[NDArray[np.float64]] = []
 
     def compare(mark: StepMark, index: int) -> None:
         expected = recording.states[index][rows]
-        errors.append(row_relative_l2(trajectory.state_after(mark), expected))
+        errors.append(row_relative_l2(trajectory.state_after(index), expected))
 
-    trajectory.run(compare)
-    return np.stack([*errors, row_relative_l2(trajectory.latents, recording.latents[rows])])
+    _fill(trajectory.inputs, recording, rows)
+    run = trajectory.start(decode=recording.images is not None, on_step=compare)
+    if trajectory.is_captured:
+        # What will be shipped is the graph of the whole.
+        run.latents()
+        _fill(trajectory.inputs, recording, rows)
+        run = trajectory.start(decode=recording.images is not None)
+    return np.stack([*errors, row_relative_l2(run.latents(), recording.latents[rows])]), run
+
+
+def _fill(inputs: Inputs, recording: Recording, rows: slice) -> None:
+    request = recording.request
+    request.fill_noise(rows, inputs.noise)
+    inputs.guidance[:] = request.guidance[rows]
+    for name, values in request.conditions.items():
+        inputs.conditions[name][:] = values[rows]
 
 
 def _check_shape(found: NDArray[Any], expected: NDArray[Any]) -> None:

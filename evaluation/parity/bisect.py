@@ -19,6 +19,7 @@ from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.evaluation.parity.comparison import row_relative_l2
 from flowturbo_trt.evaluation.parity.recording import Inputs, Recording
 from flowturbo_trt.evaluation.parity.results import EngineParity
+from flowturbo_trt.evaluation.parity.thresholds import file_thresholds
 from flowturbo_trt.sampling.errors import FlowTurboError
 
 # Tensors marked as outputs at once: those of a full-size network would not fit into memory together.
@@ -60,11 +61,11 @@ def require_tools() -> None:
 def bisect(bundle: Bundle, result: EngineParity, recordings: Sequence[Recording]) -> Bisection:
     """Find the first node of a failed engine that differs, on the row of its worst call.
 
-    The limit is that of a call in the engine's precision.
+    The limit is that of a call in the precision of the engine's file.
     """
     engine = result.engine
-    inputs = _worst_inputs(result, recordings)
-    if inputs is None:
+    candidates = _worst_inputs(result, recordings)
+    if not candidates:
         return Bisection(engine, None, "it gave no output to look into")
     if not engine.file.endswith(".onnx"):
         return Bisection(
@@ -78,27 +79,39 @@ def bisect(bundle: Bundle, result: EngineParity, recordings: Sequence[Recording]
         for graph in bundle.manifest.graphs
         if (graph.network, graph.variant) == (engine.network, engine.variant)
     )
-    limit = result.limits.call_relative_l2
+    if engine.file == graph.file:
+        return Bisection(
+            engine,
+            None,
+            f"it is the float32 graph itself: the difference arises in how {engine.backend} computes it in "
+            f"{engine.precision}",
+        )
+    limit = file_thresholds(engine).call_relative_l2
     try:
         expected, found = _Tensors(bundle, graph), _Tensors(bundle, engine)
-        divergence = _first_divergence(expected, found, inputs, limit)
+        searches = (_first_divergence(expected, found, inputs, limit) for inputs in candidates)
+        divergence = next(filter(None, searches), None)
     except FlowTurboError as error:
         return Bisection(engine, None, str(error))
     note = f"every tensor that both graphs have is within {limit:.2g}: the difference arises between them"
     return Bisection(engine, divergence, "" if divergence else note)
 
 
-def _worst_inputs(result: EngineParity, recordings: Sequence[Recording]) -> Inputs | None:
-    """Return the one row of inputs on which an engine was worst; None if it gave no figures."""
+def _worst_inputs(result: EngineParity, recordings: Sequence[Recording]) -> list[Inputs]:
+    """Return the one row of inputs on which an engine was worst; none if it gave no figures.
+
+    Of a conditioner there are two: it is called for the label and for none.
+    """
     worst = result.worst_image if result.worst_call is None else result.worst_call
     if worst is None:
-        return None
+        return []
     (recording,) = (r for r in recordings if (r.schedule, r.variant) == (worst.schedule, worst.variant))
     row = slice(worst.row, worst.row + 1)
     if result.worst_call is None:
-        return {"state": recording.latents[row]}
-    inputs = recording.calls[result.worst_call.call].inputs
-    return {name: array[row] for name, array in inputs.items()}
+        return [{"state": recording.latents[row]}]
+    calls = recording.calls_of(result.engine.network, result.engine.variant)
+    worst_calls = (call for call in calls if call.index == result.worst_call.call)
+    return [{name: array[row] for name, array in call.inputs.items()} for call in worst_calls]
 
 
 def _first_divergence(

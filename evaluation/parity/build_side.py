@@ -13,7 +13,7 @@ from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.evaluation.parity.comparison import compare_call, compare_images
 from flowturbo_trt.evaluation.parity.recording import Call, Recording, graph_engine
 from flowturbo_trt.evaluation.parity.results import EngineParity
-from flowturbo_trt.evaluation.parity.thresholds import thresholds
+from flowturbo_trt.evaluation.parity.thresholds import file_thresholds, thresholds
 
 TORCH = "torch"
 
@@ -49,7 +49,7 @@ def faults_in_files(bundle: Bundle) -> tuple[dict[str, str], tuple[str, ...]]:
             bundle.file(file)
         files = bundle.file(engine.file), bundle.file(graph.file)
         try:
-            fault = module.find_fault(*files, thresholds(engine.precision))
+            fault = module.find_fault(*files, file_thresholds(engine))
         except (OSError, ValueError) as error:
             fault = f"its file cannot be read ({error})"
         if fault:
@@ -71,7 +71,7 @@ def _compare(
         errors = []
         for call in calls:
             rows = slice(0, len(call.output))
-            expected = networks.evaluate(graph.network, graph.variant, call.inputs)
+            expected = networks.evaluate(graph.network, graph.variant, call.inputs).reshape(call.output.shape)
             errors += compare_call(call, call.output, expected, rows, len(call.output))
         return EngineParity(engine, limits, calls=tuple(errors))
     except OlderBundleError as error:
@@ -91,7 +91,5 @@ def _images(networks: Any, recordings: Sequence[Recording]) -> Iterator[Any]:
 def _ends(graph: Graph, recordings: Sequence[Recording]) -> Iterator[Call]:
     """Yield the first and the last call of a graph in each recording of its variant."""
     for recording in recordings:
-        calls = [
-            call for call in recording.calls if (call.network, call.variant) == (graph.network, graph.variant)
-        ]
-        yield from {call.index: call for call in (*calls[:1], *calls[-1:])}.values()
+        calls = recording.calls_of(graph.network, graph.variant)
+        yield from (*calls[:1], *calls[1:][-1:])

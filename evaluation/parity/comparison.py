@@ -54,8 +54,7 @@ def compare_call(call: Call, found: Array, expected: Array, rows: slice, batch: 
 
 
 def _compare_half(call: Call, half: int, found: Array, expected: Array, rows: slice, batch: int) -> CallError:
-    added_to = call.inputs["velocity"][:, half] if "velocity" in call.inputs else call.inputs["state"]
-    floor = FLOOR * row_errors(added_to[rows], np.zeros_like(added_to[rows]))
+    floor = FLOOR * _size_of_target(call, half, rows)
     errors = row_relative_l2(found, expected, floor)
     # The direction of an output below the floor means nothing.
     counted = row_errors(expected, np.zeros_like(expected)) >= floor
@@ -76,6 +75,14 @@ def _compare_half(call: Call, half: int, found: Array, expected: Array, rows: sl
         float(cosines[worst]),
         float(factors[worst]),
     )
+
+
+def _size_of_target(call: Call, half: int, rows: slice) -> NDArray[np.float64]:
+    """Return the size, row by row, of what the output is added to; 0 for a conditioner's."""
+    if "state" not in call.inputs:
+        return np.zeros(rows.stop - rows.start)
+    added_to = call.inputs["velocity"][:, half] if "velocity" in call.inputs else call.inputs["state"]
+    return row_errors(added_to[rows], np.zeros_like(added_to[rows]))
 
 
 def compare_images(

@@ -13,7 +13,8 @@ class ParityError(FlowTurboError):
 class ParityOptions:
     """What to verify; empty means everything in the bundle, its default schedule for `schedules`.
 
-    `images` rows are recorded, or as many as the largest batch holds if that is more.
+    `images` rows are recorded, or as many as the largest batch holds if that is more. `device` is by
+    default what each backend is made for; `provider` concerns onnxruntime.
     """
 
     backends: tuple[str, ...] = ()
@@ -21,5 +22,6 @@ class ParityOptions:
     batches: tuple[int, ...] = ()
     images: int = 4
     seed: int = 0
-    device: str = "cpu"
+    device: str | None = None
     threads: int = 0
+    provider: str | None = None

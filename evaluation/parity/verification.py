@@ -16,6 +16,7 @@ from flowturbo_trt.evaluation.parity.recording import open_reference, record
 from flowturbo_trt.evaluation.parity.results import EngineParity, ParityReport, TrajectoryParity
 from flowturbo_trt.evaluation.parity.thresholds import thresholds
 from flowturbo_trt.runtime.backend import BackendError, load_backend
+from flowturbo_trt.runtime.backend_onnxruntime import NAME as REFERENCE
 
 Progress = Callable[[str, int, int], None]
 
@@ -41,7 +42,8 @@ def verify(
     trajectories: list[TrajectoryParity] = []
     for name in options.backends:
         try:
-            backend = load_backend(name, bundle, options.device, options.threads)
+            provider = options.provider if name == "onnxruntime" else None
+            backend = load_backend(name, bundle, options.device, options.threads, provider)
         except BackendError as error:
             engines += _none_run(manifest, name, str(error))
             continue
@@ -57,11 +59,11 @@ def verify(
 
 
 def _identical(manifest: Manifest, options: ParityOptions) -> Iterator[str]:
-    """Say for which backends equality proves little."""
+    """Say where equality proves little: of the backend that runs the reference, and from the same files."""
     graphs = {graph.file for graph in manifest.graphs}
-    for name in options.backends:
-        if any(engine.backend == name and engine.file in graphs for engine in manifest.engines):
-            yield f"{name} runs the float32 graphs themselves: only its batches and trajectories are tested"
+    alike = any(engine.backend == REFERENCE and engine.file in graphs for engine in manifest.engines)
+    if alike and REFERENCE in options.backends:
+        yield f"{REFERENCE} runs the float32 graphs themselves: only its batches and trajectories are tested"
 
 
 def _work(manifest: Manifest, options: ParityOptions, recordings: int) -> int:

@@ -21,7 +21,8 @@ from flowturbo_trt.evaluation.speed.latency import (
     measure,
 )
 from flowturbo_trt.evaluation.speed.startup import Startup, Work, measure_startup
-from flowturbo_trt.runtime.backend import DEFAULT_BACKEND, load_backend
+from flowturbo_trt.runtime.backend import default_backend, default_device, load_backend
+from flowturbo_trt.runtime.conditioning import needed_engines
 from flowturbo_trt.runtime.pipeline import Pipeline
 from flowturbo_trt.runtime.programs import choose_variant, find_program
 from flowturbo_trt.runtime.request import Request, make_request
@@ -41,10 +42,14 @@ class BenchmarkError(FlowTurboError):
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """Which engines, how, and against which ALTERNATIVES; guidance None is the bundle's default."""
+    """Which engines, how, and against which ALTERNATIVES.
 
-    backend: str = DEFAULT_BACKEND
-    device: str = "cpu"
+    `backend`, `device` and `provider` are those of Pipeline.load; guidance None is the bundle's default.
+    """
+
+    backend: str | None = None
+    device: str | None = None
+    provider: str | None = None
     threads: int = 0
     guidance: float | None = None
     against: tuple[str, ...] = ()
@@ -110,17 +115,18 @@ class Benchmark:
                     "measure the bundle without --against, or build it without --strip"
                 )
         # The same number for all: left to themselves, libraries take different ones.
-        options = replace(options, threads=options.threads or len(os.sched_getaffinity(0)))
+        self._threads = options.threads or len(os.sched_getaffinity(0))
         self._bundle = bundle
         self._options = options
-        self._backend = load_backend(options.backend, bundle, options.device, options.threads)
+        self.backend = options.backend or default_backend(bundle.manifest)
+        self.device = options.device or default_device(self.backend, options.provider)
+        self._backend = load_backend(self.backend, bundle, self.device, self._threads, options.provider)
         self._pipeline = Pipeline(bundle, self._backend)
         self._networks: dict[tuple[str, str], Any] = {}
 
-    @property
-    def threads(self) -> int:
-        """The CPU threads that engines and alternatives use."""
-        return self._options.threads
+    def setting(self) -> dict[str, Any]:
+        """Return where engines and alternatives run, with what was left open filled in."""
+        return {"backend": self.backend, "device": self.device, "threads": self._threads}
 
     def case(self, schedule: Schedule, batch: int) -> Case:
         """Work out what a schedule at a batch size takes; raises when the bundle lacks it."""
@@ -133,10 +139,9 @@ class Benchmark:
         variant = choose_variant(manifest, is_unguided=request.is_unguided)
         program = find_program(manifest, schedule, variant)
         decode = manifest.model.image is not None
-        needed: list[tuple[str, str | None]] = list(program.evaluations())
         engines = tuple(
-            manifest.engine(network, variant, options.backend, batch)
-            for network, variant in (*needed, *([("decoder", None)] if decode else []))
+            manifest.engine(network, variant, self.backend, batch if variant else None)
+            for network, variant in needed_engines(manifest, program, self.backend)
         )
         return Case(schedule, replace(request, noise=noise), variant, program, engines, decode)
 
@@ -172,9 +177,7 @@ class Benchmark:
         key = (name, case.precision)
         if key not in self._networks:
             module = import_module("flowturbo_trt.evaluation.torch_reference")
-            options = module.TorchOptions(
-                self._options.device, case.precision, ALTERNATIVES[name], self._options.threads
-            )
+            options = module.TorchOptions(self.device, case.precision, ALTERNATIVES[name], self._threads)
             self._networks[key] = module.load_torch_networks(self._bundle, options)
         request = case.request
         inputs = (case.program, request.noise, request.conditions, request.guidance)
@@ -183,9 +186,10 @@ class Benchmark:
     def _work(self, case: Case) -> Work:
         return Work(
             path=str(self._bundle.path),
-            backend=self._options.backend,
-            device=self._options.device,
-            threads=self._options.threads,
+            backend=self.backend,
+            device=self.device,
+            provider=self._options.provider,
+            threads=self._threads,
             schedule=str(case.schedule),
             batch=case.batch,
             guidance=float(case.request.guidance[0]),

@@ -3,7 +3,8 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import pairwise
@@ -11,9 +12,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from flowturbo_trt.bundle.manifest import Manifest
-from flowturbo_trt.runtime.backend import Backend
-from flowturbo_trt.runtime.host_trajectory import OUTPUTS, HostEngine
+from flowturbo_trt.bundle.manifest import Manifest, conditioner_of
+from flowturbo_trt.runtime.backend import Backend, Trajectory
+from flowturbo_trt.runtime.conditioning import Conditioning, plan_conditioning
+from flowturbo_trt.runtime.engine_loop import EngineLoop
+from flowturbo_trt.runtime.host_trajectory import HostEngine
 from flowturbo_trt.sampling.program import Program
 
 Call = Callable[[], object]
@@ -22,6 +25,8 @@ Call = Callable[[], object]
 QUIET_SECONDS = 0.25
 # After a pause caches and clocks are cold: one call goes uncounted, and then several are timed.
 CALLS_AFTER_PAUSE = 3
+# A call of this many seconds hardly notices, and is counted alone.
+LONG_CALL = 1.0
 
 
 @dataclass(frozen=True)
@@ -134,8 +139,8 @@ def _turn(call: Call, pause: float, clock: Clock) -> list[float]:
     if not pause:
         return [_timed(call, clock)]
     clock.rest(pause)
-    call()
-    return [_timed(call, clock) for _ in range(CALLS_AFTER_PAUSE)]
+    first = _timed(call, clock)
+    return [first] if first >= LONG_CALL else [_timed(call, clock) for _ in range(CALLS_AFTER_PAUSE)]
 
 
 def _timed(call: Call, clock: Clock) -> float:
@@ -155,6 +160,15 @@ class EngineBackend(Protocol):
     """A backend whose engines can be called one by one on arrays in host memory."""
 
     def engine(self, network: str, variant: str | None) -> HostEngine: ...
+
+
+@runtime_checkable
+class LoopBackend(Protocol):
+    """A backend on a GPU, whose engines can be called over and over there."""
+
+    def conditionings(self, program: Program, batch: int) -> Mapping[str, Conditioning]: ...
+
+    def loop(self, network: str, variant: str | None, rows: int, count: int) -> EngineLoop: ...
 
 
 @dataclass(frozen=True)
@@ -204,38 +218,83 @@ def breakdown(
     decode: bool,
 ) -> Breakdown | None:
     """Time a trajectory and its engines alone, in turn; None where they cannot be called alone."""
-    if not isinstance(backend, EngineBackend):
-        return None
-    trajectory = backend.bind(program, batch)
-
-    def whole() -> None:
-        trajectory.run()
-        if decode:
-            trajectory.decode()
-
-    counts: dict[tuple[str, str | None], int] = {
-        (network, variant): count for (network, variant), count in program.evaluations().items()
-    }
-    if decode:
-        counts["decoder", None] = 1
-    alone = {
-        network: partial(_repeat, _alone(backend, manifest, network, variant, batch), count)
-        for (network, variant), count in counts.items()
-    }
-    timings = measure({"": whole, **alone}, stability)
+    with ExitStack() as held:
+        if isinstance(backend, LoopBackend):
+            conditionings = backend.conditionings(program, batch)
+            alone: Callable[..., Call] = partial(_loop, backend, held)
+        elif isinstance(backend, EngineBackend):
+            built_for = manifest.engines[0].backend
+            conditionings = plan_conditioning(manifest, program, batch, built_for, pads=False)
+            alone = partial(_alone, backend, manifest)
+        else:
+            return None
+        trajectory = backend.bind(program, batch)
+        held.callback(trajectory.close)
+        _fill(trajectory, manifest)
+        calls = {
+            stage: alone(*call) for stage, call in _engine_calls(program, batch, conditionings, decode=decode)
+        }
+        timings = measure({"": partial(_run, trajectory, decode=decode), **calls}, stability)
     return Breakdown(timings.pop(""), timings)
 
 
-def _alone(backend: EngineBackend, manifest: Manifest, network: str, variant: str | None, batch: int) -> Call:
-    """Bind an engine to arrays of its own."""
+def _engine_calls(
+    program: Program, batch: int, conditionings: Mapping[str, Conditioning], *, decode: bool
+) -> Iterator[tuple[str, tuple[str, str | None, int, int]]]:
+    """Yield what a run calls, by the stage's name: network, variant, rows, how often."""
+    evaluations = program.evaluations()
+    networks = [network for network, _ in evaluations]
+    for (network, variant), count in evaluations.items():
+        # Where a network is called in both variants, they are stages apart.
+        stage = f"{network} {variant}" if networks.count(network) > 1 else network
+        yield stage, (network, variant, batch, count)
+    for network, found in conditionings.items():
+        name = conditioner_of(network)
+        yield name, (name, None, found.rows_per_call, found.calls)
+    if decode:
+        yield "decoder", ("decoder", None, batch, 1)
+
+
+def _fill(trajectory: Trajectory, manifest: Manifest) -> None:
+    """Write a request into every place of a trajectory: of zeros products may take less time."""
+    random = np.random.default_rng(0)
+    for _ in range(trajectory.depth):
+        inputs = trajectory.inputs
+        inputs.noise[...] = random.standard_normal(inputs.noise.shape, dtype=np.float32)
+        inputs.guidance[...] = manifest.model.guidance.default
+        for condition in manifest.model.conditions:
+            inputs.conditions[condition.name][...] = condition.minimum
+        _run(trajectory, decode=False)
+
+
+def _run(trajectory: Trajectory, *, decode: bool) -> None:
+    run = trajectory.start(decode=decode)
+    # On a GPU it has only been asked for.
+    if decode:
+        run.images()
+    else:
+        run.latents()
+
+
+def _loop(
+    backend: LoopBackend, held: ExitStack, network: str, variant: str | None, rows: int, count: int
+) -> Call:
+    loop = backend.loop(network, variant, rows, count)
+    held.callback(loop.close)
+    return loop
+
+
+def _alone(
+    backend: EngineBackend, manifest: Manifest, network: str, variant: str | None, rows: int, count: int
+) -> Call:
+    """Bind an engine to arrays of its own in host memory."""
     described = next(e for e in manifest.engines if (e.network, e.variant) == (network, variant))
     arrays: dict[str, Any] = {
-        tensor.name: np.zeros((batch, *map(int, tensor.shape[1:])), tensor.dtype)
+        tensor.name: np.zeros((rows, *map(int, tensor.shape[1:])), tensor.dtype)
         for tensor in (*described.inputs, *described.outputs)
     }
-    name = OUTPUTS.get(network, "image")
-    output = arrays.pop(name)
-    return backend.engine(network, variant).bind(arrays, {name: output})
+    outputs = {tensor.name: arrays.pop(tensor.name) for tensor in described.outputs}
+    return partial(_repeat, backend.engine(network, variant).bind(arrays, outputs), count)
 
 
 def _repeat(call: Call, count: int) -> None:

@@ -34,6 +34,7 @@ class Work:
     path: str
     backend: str
     device: str
+    provider: str | None
     threads: int
     schedule: str
     batch: int
@@ -94,7 +95,9 @@ def _memory(field: str) -> int | None:
 def main(argument: str) -> None:
     """Do the work and print when it was done and what memory it took."""
     work = Work(**json.loads(argument))
-    pipeline = Pipeline.load(work.path, backend=work.backend, device=work.device, threads=work.threads)
+    pipeline = Pipeline.load(
+        work.path, backend=work.backend, device=work.device, threads=work.threads, provider=work.provider
+    )
     loaded = _memory("VmRSS")
     labels = [0] * work.batch
     request = make_request(pipeline.manifest.model, {"label": labels}, None, work.guidance, None)

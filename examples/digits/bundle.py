@@ -1,6 +1,7 @@
 """The digits model as a bundle: what the demo shows and the proof measures."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from flowturbo_trt.bundle.store import Bundle
@@ -21,13 +22,16 @@ def build_digits(
     refiner: Path = WEIGHTS / "refiner.safetensors",
 ) -> Bundle:
     """Build the bundle of the committed weights; `refiner` may be another one."""
-    options = BuildOptions(
+    return build(replace(digits_options(), refiner=refiner, backends=backends), out, progress)
+
+
+def digits_options() -> BuildOptions:
+    """Return what the bundle of the committed weights is built with."""
+    return BuildOptions(
         predictor=WEIGHTS / "predictor.safetensors",
-        refiner=refiner,
+        refiner=WEIGHTS / "refiner.safetensors",
         decoder=WEIGHTS / "autoencoder",
         config=WEIGHTS / "config.json",
         batches=BATCHES,
-        backends=backends,
         schedules=("H1P5R3", "H8", "H25"),
     )
-    return build(options, out, progress)

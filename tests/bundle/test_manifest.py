@@ -78,13 +78,13 @@ def test_other_format(other: Any) -> None:
     rejected(other, "not that of a flowturbo_trt bundle")
 
 
-@pytest.mark.parametrize("version", [2, 99])
+@pytest.mark.parametrize("version", [3, 99])
 def test_newer_version(data: Data, version: int) -> None:
-    rejected(data | {"version": version}, f"version {version}", "up to 1", "upgrade flowturbo_trt")
+    rejected(data | {"version": version}, f"version {version}", "up to 2", "upgrade flowturbo_trt")
 
 
 def test_newer_version_is_refused_before_anything_else() -> None:
-    rejected({"format": "flowturbo_trt bundle", "version": 2}, "upgrade")
+    rejected({"format": "flowturbo_trt bundle", "version": 3}, "upgrade")
 
 
 @pytest.mark.parametrize("version", [None, "1", 1.0, True, 0, -1])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.evaluation import torch_reference
 from flowturbo_trt.evaluation.speed import benchmark
 from flowturbo_trt.evaluation.speed.latency import Stability, Timing
@@ -52,9 +53,29 @@ def test_document(document: Callable[..., dict[str, Any]], tiny_bundle: Path, wo
         assert result["against"] == {}
     first, last = found["results"][0], found["results"][-1]
     assert first["evaluations"] == {"predictor": 3, "refiner": 2}
-    assert set(first["shares"]) == {"predictor", "refiner", "decoder", "rest"}
-    assert set(last["shares"]) == {"predictor", "decoder", "rest"}
+    conditioners = {"predictor_conditioner", "refiner_conditioner"}
+    assert set(first["shares"]) == {"predictor", "refiner", "decoder", "rest"} | conditioners
+    assert set(last["shares"]) == {"predictor", "predictor_conditioner", "decoder", "rest"}
     assert 0 < last["weight_bytes"] < first["weight_bytes"]
+    # The default schedule takes all engines there are, conditioners included.
+    files = Bundle.open(tiny_bundle).manifest.files.values()
+    assert first["weight_bytes"] == sum(record.bytes for record in files)
+
+
+def test_fused_bundle(document: Callable[..., dict[str, Any]], tiny_fused_bundle: Path) -> None:
+    (result,) = document("bench", tiny_fused_bundle, *QUICK, "--batch", 1)["results"]
+    assert set(result["shares"]) == {"predictor", "refiner", "decoder", "rest"}
+
+
+def test_variants_of_a_mixed_schedule_are_told_apart(
+    run: Run, document: Callable[..., dict[str, Any]], golden_bundle: Path
+) -> None:
+    words = ("bench", golden_bundle, *QUICK, "--batch", 1, "--schedule", "H1P1R1:guided=0..0.5")
+    (result,) = document(*words)["results"]
+    assert result["evaluations"] == {"predictor guided": 2, "predictor unguided": 1, "refiner": 2}
+    assert {"predictor guided", "predictor unguided", "predictor_conditioner"} <= set(result["shares"])
+    text = run(*words).stdout
+    assert "2 predictor guided + 1 predictor unguided + 2 refiner)" in text
 
 
 def test_text(run: Run, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +185,7 @@ def test_wrong_usage(run: Run, tiny_bundle: Path, words: tuple[object, ...], com
         (("--batch", -1), "batch -1: the bundle was built for 1, 3"),
         (("--schedule", "H1X"), "H1X"),
         (("--guidance", "nan"), "guidance is nan"),
-        (("--backend", "tensorrt"), "backend 'tensorrt': is not known; use onnxruntime"),
+        (("--backend", "abacus"), "backend 'abacus' is not known; use onnxruntime"),
         (("--device", "tpu"), "unknown device 'tpu'"),
     ],
 )

@@ -11,6 +11,11 @@ from click.testing import Result
 from flowturbo_trt.bundle.manifest import to_json
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.export.options import BuildOptions
+from flowturbo_trt.sampling.program import VARIANTS
+from flowturbo_trt.sampling.program_json import to_json as to_json_program
+from flowturbo_trt.sampling.schedule import Schedule
+from flowturbo_trt.sampling.trace import trace
+from flowturbo_trt.tests.bundles import changed_copy
 
 Run = Callable[..., Result]
 Document = Callable[..., dict[str, Any]]
@@ -45,6 +50,28 @@ def test_defaults(run: Run, words: list[str]) -> None:
     assert manifest.batches == BuildOptions.batches
     assert {engine.backend for engine in manifest.engines} == set(BuildOptions.backends)
     assert {engine.variant for engine in manifest.engines} == {*BuildOptions.variants, None}
+    assert manifest.options["conditioning"] == BuildOptions.conditioning
+
+
+@pytest.mark.parametrize("conditioning", ["hoisted", "fused"])
+def test_conditioning(run: Run, words: list[str], conditioning: str) -> None:
+    told = run(*words, "--conditioning", conditioning, "out").stdout
+    manifest = Bundle.open("out").manifest
+    assert manifest.options["conditioning"] == conditioning
+    assert manifest.engine("predictor", "guided", "onnxruntime").is_hoisted == (conditioning == "hoisted")
+    assert ("predictor_conditioner" in told) == (conditioning == "hoisted")
+
+
+def test_unknown_conditioning(run: Run, words: list[str]) -> None:
+    text = " ".join(run(*words, "--conditioning", "both", "out", status=2).stderr.split())
+    assert "'both' is not one of 'hoisted', 'fused'" in text
+
+
+def test_interval_of_guidance_needs_both_variants(fails: Callable[..., str], words: list[str]) -> None:
+    complaint = fails(*words, "--schedule", "H2:guided=0..0.5", "out")
+    assert complaint == (
+        "schedule H2:guided=0..0.5 is guided some of the time; add --variant guided --variant unguided"
+    )
 
 
 def test_without_decoder_and_refiner(run: Run, words: list[str]) -> None:
@@ -132,7 +159,27 @@ def test_inspect(run: Run, golden_bundle: Path) -> None:
     for engine in manifest.engines:
         (row,) = [line for line in text.splitlines() if line.endswith(engine.file)]
         assert row.split()[0] == engine.network
-        assert {engine.backend, engine.precision, "1,2"} <= set(row.split())
+        assert {engine.backend, engine.precision} <= set(row.split())
+        # A conditioner knows no batches: how many rows a call of it has is said as such.
+        assert ("64 rows" in row) == engine.is_conditioner
+        assert ("1,2" in row.split()) == (not engine.is_conditioner)
+
+
+def test_inspect_tells_the_variants_of_a_mixed_schedule_apart(
+    run: Run, golden_bundle: Path, tmp_path: Path
+) -> None:
+    """Half the work of some evaluations is what such a schedule is for."""
+    text = "H1P1R2:guided=0.1..0.6"
+    programs = {variant: to_json_program(trace(Schedule.parse(text), variant)) for variant in VARIANTS}
+    copy = changed_copy(golden_bundle, tmp_path, lambda data: data["programs"].update({text: programs}))
+    counts = trace(Schedule.parse(text), "guided").evaluations()
+    assert counts["predictor", "guided"] * counts["predictor", "unguided"] > 0
+    lines = run("inspect", copy).stdout.splitlines()
+    (line,) = (line for line in lines if line.startswith(f"schedule   {text}"))
+    assert line == (
+        f"schedule   {text}: {counts['predictor', 'unguided']} predictor unguided, "
+        f"{counts['predictor', 'guided']} predictor guided, {counts['refiner', 'guided']} refiner evaluations"
+    )
 
 
 def test_inspect_document(document: Document, golden_bundle: Path) -> None:

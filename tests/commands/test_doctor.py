@@ -28,7 +28,8 @@ except SystemExit as stop:
     assert not stop.code, stop.code
 print(json.dumps([name for name in sys.argv[2:] if name in sys.modules]), file=sys.stderr)
 """
-HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "tensorrt", "tensorrt_rtx", "onnxruntime")
+BACKENDS = ("onnxruntime", "tensorrt", "tensorrt_rtx", "openvino")
+HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "diffusers", *BACKENDS)
 
 
 @pytest.fixture

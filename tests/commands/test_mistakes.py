@@ -135,7 +135,7 @@ def test_places_that_cannot_be_written(golden_options: BuildOptions, tmp_path: P
         (["--labels", "0", "--schedule", "R2"], "starts with R"),
         (["--labels", "0", "--schedule", "H2@0,0.5,0.9"], "0 to 1"),
         (["--labels", "0", "--device", "tpu"], "cuda:N"),
-        (["--labels", "0", "--device", "cuda"], "CUDA"),
+        (["--labels", "0", "--device", "cuda"], "NVIDIA GPU"),
         (["--labels", "0", "--backend", "abacus"], "onnxruntime"),
         (["--labels", "0", "--noise", "nowhere.npy"], "nowhere.npy"),
         (["--labels", "0", "--trajectory", "nowhere/t.npz"], "cannot be written"),

@@ -96,7 +96,7 @@ def test_latents_need_no_decoder(
     run: Run, tiny_bundle: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "flowturbo_trt.runtime.host_trajectory.HostTrajectory.decode", lambda self: pytest.fail("decoded")
+        "flowturbo_trt.runtime.host_trajectory.HostTrajectory._decoder", lambda self: pytest.fail("decoded")
     )
     run("sample", tiny_bundle, "--labels", "0,1", "--output-latents", "x.npy")
     latents = np.load("x.npy")

@@ -83,7 +83,8 @@ def test_build_takes_the_refiner(
     assert manifest.sources["refiner"]["sha256"] == sha256(Path("run/refiner.safetensors"))
     assert manifest.model.refiner_config is not None
     assert manifest.model.refiner_config["depth"] == 1
-    assert instant_export == ["predictor.guided.onnx", "refiner.guided.onnx"]
+    conditioners = ["predictor_conditioner.onnx", "refiner_conditioner.onnx"]
+    assert instant_export == ["predictor.guided.onnx", "refiner.guided.onnx", *conditioners]
 
 
 def test_options_of_a_configuration_file(document: Document, words: list[str], here: Path) -> None:

@@ -21,18 +21,29 @@ from flowturbo_trt.tests.faults import (
     scale_product,
     swap_conditions,
     swap_halves,
+    swap_modulations,
 )
 
 Run = Callable[..., Result]
 FAULTS: dict[str, tuple[str, Fault]] = {
-    "a weight × 1.01": ("predictor", scale_product(4, 1.01)),
+    "a weight × 1.01": ("predictor", scale_product(1, 1.01)),
+    "a conditioner's weight × 1.01": ("predictor_conditioner", scale_product(2, 1.01)),
     "the refiner's halves": ("refiner", swap_halves),
-    "the conditions": ("predictor", swap_conditions),
-    "the time in fp16": ("refiner", half_precision_time),
+    "label and none exchanged": ("predictor", swap_modulations),
+    "the refiner's label and none exchanged": ("refiner", swap_modulations),
+    "the time in fp16": ("refiner_conditioner", half_precision_time),
     "the decoder × 1.05": ("decoder", scale_decoder(1.05)),
     "another batch": ("predictor", fix_batch(2)),
-    "NaN": ("predictor", scale_product(4, float("nan"))),
+    "NaN": ("predictor", scale_product(1, float("nan"))),
+    "NaN in a conditioner": ("refiner_conditioner", scale_product(3, float("nan"))),
 }
+# Those that hoisted networks have elsewhere, or not at all.
+FUSED_FAULTS: dict[str, tuple[str, Fault]] = {
+    "a weight × 1.01": ("predictor", scale_product(4, 1.01)),
+    "label and none exchanged": ("predictor", swap_conditions),
+    "the time in fp16": ("refiner", half_precision_time),
+}
+NETWORKS = {"predictor", "refiner", "predictor_conditioner", "refiner_conditioner", "decoder"}
 
 
 def not_json(constant: str) -> None:
@@ -42,7 +53,7 @@ def not_json(constant: str) -> None:
 def failures(result: Result) -> set[str]:
     """Return the networks whose own line has a ✗."""
     lines = [line.split() for line in result.stdout.splitlines() if line.startswith("✗")]
-    return {words[1] for words in lines} & {"predictor", "refiner", "decoder"}
+    return {words[1] for words in lines} & NETWORKS
 
 
 def verify(run: Run, bundle: Path, *words: object, status: int = 0) -> Result:
@@ -57,30 +68,38 @@ def test_honest_bundles(run: Run, golden_bundle: Path, tiny_bundle: Path, tmp_pa
         assert "not run" not in result.stdout
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_faults(run: Run, golden_bundle: Path, tmp_path: Path, name: str) -> None:
-    network, fault = FAULTS[name]
-    bundle = plant(
-        Path(shutil.copytree(golden_bundle, tmp_path / "copy")),
-        network,
-        fault,
-        None if network == "decoder" else "guided",
-    )
+def check_fault(run: Run, bundle: Path, network: str, fault: Fault) -> None:
+    """Plant a fault in a bundle's engine; only that network may be blamed."""
+    plant(bundle, network, fault, "guided" if network in ("predictor", "refiner") else None)
     result = verify(run, bundle, "--backend", "onnxruntime", status=3)
     assert failures(result) == {network}
     assert result.stdout.splitlines()[-1].startswith("✗ ")
 
 
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults(run: Run, golden_bundle: Path, tmp_path: Path, name: str) -> None:
+    check_fault(run, Path(shutil.copytree(golden_bundle, tmp_path / "copy")), *FAULTS[name])
+
+
+@pytest.mark.parametrize("name", FUSED_FAULTS)
+def test_faults_of_fused_networks(run: Run, golden_fused_bundle: Path, tmp_path: Path, name: str) -> None:
+    check_fault(run, Path(shutil.copytree(golden_fused_bundle, tmp_path / "copy")), *FUSED_FAULTS[name])
+
+
 @pytest.mark.parametrize("name", [name for name in FAULTS if name != "the refiner's halves"])
 def test_faults_in_half_precision(run: Run, tiny_bundle: Path, tmp_path: Path, name: str) -> None:
-    network, fault = FAULTS[name]
-    copy = copy_in("fp16", tiny_bundle, tmp_path)
-    bundle = plant(copy, network, fault, None if network == "decoder" else "guided")
-    assert failures(verify(run, bundle, status=3)) == {network}
+    check_fault(run, copy_in("fp16", tiny_bundle, tmp_path), *FAULTS[name])
+
+
+@pytest.mark.parametrize("name", FUSED_FAULTS)
+def test_faults_of_fused_networks_in_half_precision(
+    run: Run, tiny_fused_bundle: Path, tmp_path: Path, name: str
+) -> None:
+    check_fault(run, copy_in("fp16", tiny_fused_bundle, tmp_path), *FUSED_FAULTS[name])
 
 
 def test_says_where(run: Run, tiny_copy: Path) -> None:
-    result = verify(run, plant(tiny_copy, "predictor", scale_product(4, 1.01)), "--bisect", status=3)
+    result = verify(run, plant(tiny_copy, "predictor", scale_product(1, 1.01)), "--bisect", status=3)
     (line,) = (line for line in result.stdout.splitlines() if line.startswith("✗  predictor"))
     assert "H1P1R1 call " in line
     assert "half 0" in line
@@ -89,11 +108,30 @@ def test_says_where(run: Run, tiny_copy: Path) -> None:
     assert "blocks.0.attn.qkv.weight" in line
 
 
+def test_says_where_in_a_conditioner(run: Run, tiny_copy: Path) -> None:
+    bundle = plant(tiny_copy, "predictor_conditioner", scale_product(2, 1.01), None)
+    result = verify(run, bundle, "--bisect", status=3)
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("✗  predictor_conditioner"))
+    assert "H1P1R1 call " in line
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("bisecting"))
+    assert "predictor_conditioner on onnxruntime: Gemm" in line
+    assert "blocks.0.adaLN_modulation.1.weight" in line
+
+
+def test_interval_of_guidance(run: Run, golden_bundle: Path) -> None:
+    result = verify(
+        run, golden_bundle, "--backend", "onnxruntime", "--schedule", "H1P1R2:guided=0.1..0.6", "--batch", 2
+    )
+    assert failures(result) == set()
+    assert "not run" not in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("✓ all ")
+
+
 def test_document(document: Callable[..., dict[str, Any]], tiny_bundle: Path) -> None:
     found = document("verify", tiny_bundle, "--threads", 1, "--schedule", "H2", "--schedule", "H1P1R1")
     assert found["passed"] is True
-    assert [engine["status"] for engine in found["engines"]] == ["passed"] * 3
-    predictor, _, decoder = found["engines"]
+    assert [engine["status"] for engine in found["engines"]] == ["passed"] * 5
+    predictor, *_, decoder = found["engines"]
     assert {call["schedule"] for call in predictor["calls"]} == {"H2", "H1P1R1"}
     assert set(predictor["limits"]) >= {"call_relative_l2", "decoder_psnr"}
     assert decoder["images"][0]["psnr"] == "inf"
@@ -102,7 +140,7 @@ def test_document(document: Callable[..., dict[str, Any]], tiny_bundle: Path) ->
 
 def test_document_of_a_failure(run: Run, tiny_copy: Path) -> None:
     """NaN is text: a document that holds it as a number is not JSON."""
-    plant(tiny_copy, "predictor", scale_product(4, float("nan")))
+    plant(tiny_copy, "predictor", scale_product(1, float("nan")))
     text = verify(run, tiny_copy, "--json", "--bisect", status=3).stdout
     found = json.loads(text, parse_constant=not_json)
     assert found["passed"] is False
@@ -118,7 +156,7 @@ def test_options_choose(run: Run, tiny_bundle: Path) -> None:
 
 
 def test_engines_that_cannot_run_here(run: Run, tiny_copy: Path) -> None:
-    """A backend this version cannot run, and a precision the CPU lacks: never a ✓."""
+    """A backend this version does not know, and a precision the CPU lacks: never a ✓."""
 
     def change(manifest: dict[str, Any]) -> None:
         predictor = manifest["engines"][0]
@@ -130,7 +168,7 @@ def test_engines_that_cannot_run_here(run: Run, tiny_copy: Path) -> None:
     unrun = [line for line in result.stdout.splitlines() if line.startswith("–")]
     assert [line.split()[3] for line in unrun[:2]] == ["onnxruntime", "abacus"]
     assert "no bf16 arithmetic" in unrun[0]
-    assert "cannot run them" in unrun[1]
+    assert "backend 'abacus' is not known" in unrun[1]
     assert "4 not run here" in result.stdout.splitlines()[-1]
 
 

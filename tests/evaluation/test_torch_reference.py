@@ -22,17 +22,28 @@ from flowturbo_trt.evaluation.torch_reference import (
     load_torch_networks,
 )
 from flowturbo_trt.evaluation.torch_weights import TorchWeightsError
+from flowturbo_trt.export.networks import velocity_outputs_only
 from flowturbo_trt.export.onnx_graph import load_graph
+from flowturbo_trt.export.options import BuildOptions
+from flowturbo_trt.export.sources import load_sources
 from flowturbo_trt.runtime.backend import load_backend
 from flowturbo_trt.runtime.pipeline import Pipeline
 from flowturbo_trt.runtime.request import Request, make_request
 from flowturbo_trt.sampling import reference
-from flowturbo_trt.sampling.program import Evaluate, Program
 from flowturbo_trt.sampling.schedule import Schedule
 from flowturbo_trt.sampling.trace import trace
 
+CONDITIONER = "predictor_conditioner"
 # The tiny bundle has guided engines only, all of its channels guided.
-CASES = [("golden", "guided", 1.7), ("golden", "unguided", 1.0), ("tiny", "guided", 1.7)]
+CASES = [
+    ("golden", "guided", 1.7),
+    ("golden", "unguided", 1.0),
+    ("golden_fused", "guided", 1.7),
+    ("golden_fused", "unguided", 1.0),
+    ("tiny", "guided", 1.7),
+]
+# Guided first, unguided first, and unguided throughout where it is asked for.
+INTERVALS = ["H1P1R2:guided=0..0.3", "H2R1:guided=0.4..1", "AB2x3:guided=0.2..0.5"]
 
 
 @pytest.fixture
@@ -70,6 +81,54 @@ def test_trajectory_is_the_engines(pipeline: Pipeline, variant: str, guidance: f
     assert images.dtype == np.uint8
     assert expected.images is not None
     assert np.abs(images.astype(int) - expected.images.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["golden", "golden_fused"])
+@pytest.mark.parametrize("schedule", INTERVALS)
+def test_mixed_trajectory_is_the_engines(pipeline: Pipeline, schedule: str) -> None:
+    """Guided and unguided networks take turns, as the schedule says."""
+    bundle = Bundle.open(pipeline._bundle.path)
+    request = make(pipeline, 1.7, 2)
+    program = trace(Schedule.parse(schedule), "guided")
+    assert {variant for _, variant in program.evaluations()} == {"guided", "unguided"}
+    expected = pipeline.generate(request, schedule, decode=False).latents
+    inputs = (noise_of(request, bundle.manifest), request.conditions, request.guidance)
+    networks = load_torch_networks(bundle)
+    assert relative_l2(networks.run(program, *inputs, decode=False), expected) <= 1e-5
+    whole = trace(Schedule.parse(schedule.partition(":")[0]), "guided")
+    assert relative_l2(networks.run(whole, *inputs, decode=False), expected) > 1e-3
+
+
+def test_whole_network_is_the_checkpoints(golden_bundle: Path, golden_options: BuildOptions) -> None:
+    """Conditioner and trunk put together again hold every weight that was exported."""
+    sources = load_sources(golden_options)
+    for name, network in (("predictor", sources.predictor), ("refiner", sources.refiner)):
+        assert network is not None
+        expected = dict(velocity_outputs_only(network).named_parameters())
+        for variant in ("guided", "unguided"):
+            whole = torch_weights.rebuild_whole(Bundle.open(golden_bundle), name, variant)
+            found = {key.removeprefix("network."): value for key, value in whole.named_parameters()}
+            assert found.keys() == expected.keys()
+            for key, value in found.items():
+                torch.testing.assert_close(value, expected[key], rtol=0, atol=0, check_device=False)
+
+
+def test_conditioner_is_the_engine(golden_bundle: Path) -> None:
+    bundle = Bundle.open(golden_bundle)
+    inputs = {"time": np.array([0, 0.3, 0.9], np.float32), "label": np.array([0, 9, 10])}
+    for network in ("predictor_conditioner", "refiner_conditioner"):
+        expected = load_backend("onnxruntime", bundle, "cpu", 1).evaluate(network, None, inputs)
+        found = load_torch_networks(bundle).evaluate(network, None, inputs)
+        assert relative_l2(found, expected) <= 1e-5
+
+
+def test_hoisted_network_without_its_conditioner(tiny_bundle: Path) -> None:
+    def remove(manifest: Manifest) -> Manifest:
+        graphs = tuple(graph for graph in manifest.graphs if not graph.is_conditioner)
+        return replace(manifest, graphs=graphs)
+
+    with pytest.raises(TorchWeightsError, match="has no graph of the predictor_conditioner; rebuild"):
+        torch_weights.rebuild_whole(changed(tiny_bundle, remove), "predictor", "guided")
 
 
 @pytest.mark.parametrize(("name", "variant", "guidance"), CASES)
@@ -180,17 +239,25 @@ def test_manifest_that_does_not_describe_a_network(
 
 
 @pytest.mark.parametrize(
-    ("config", "complaint"),
+    ("network", "config", "complaint"),
     [
-        ({"depth": 2}, r"has no network.blocks.1.adaLN_modulation.1.weight, which"),
-        ({"depth": 0}, r"has network.blocks.0.adaLN_modulation.1.bias, which .* no place for"),
-        ({"num_classes": 5}, r"y_embedder.embedding_table.weight is \[4, 16\], \[6, 16\] by"),
+        ("predictor", {"depth": 2}, r"has no network.blocks.1.attn.proj.weight, which"),
+        ("predictor", {"depth": 0}, r"has network.blocks.0.attn.proj.bias, which .* no place for"),
+        (CONDITIONER, {"depth": 2}, r"has no network.blocks.1.adaLN_modulation.1.weight, which"),
+        (CONDITIONER, {"depth": 0}, r"has network.blocks.0.adaLN_modulation.1.bias, which .* no place for"),
+        (CONDITIONER, {"num_classes": 5}, r"y_embedder.embedding_table.weight is \[4, 16\], \[6, 16\] by"),
     ],
 )
-def test_weights_that_do_not_fit(tiny_bundle: Path, config: Mapping[str, int], complaint: str) -> None:
+def test_weights_that_do_not_fit(
+    tiny_bundle: Path, network: str, config: Mapping[str, int], complaint: str
+) -> None:
     old = Bundle.open(tiny_bundle).manifest.model.config
+    bundle = changed(tiny_bundle, with_model(config=old | config))
     with pytest.raises(TorchWeightsError, match=complaint):
-        torch_weights.rebuild(changed(tiny_bundle, with_model(config=old | config)), "predictor", "guided")
+        torch_weights.rebuild(bundle, network, "guided" if network == "predictor" else None)
+    # Both parts of the whole network are wrong then, or one of them.
+    with pytest.raises(TorchWeightsError, match=r"rebuild the bundle|configuration"):
+        torch_weights.rebuild_whole(bundle, "predictor", "guided")
 
 
 def test_graph_of_a_bundle_without_names(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,22 +287,3 @@ def test_options_are_checked() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(TorchReferenceError, match="device cuda:0: this torch sees no GPU"):
             TorchOptions(device="cuda:0")
-
-
-def test_mixed_program_is_refused(golden_bundle: Path) -> None:
-    bundle = Bundle.open(golden_bundle)
-    mixed = _mix(*(trace(Schedule.parse("H2"), variant) for variant in ("guided", "unguided")))
-    noise = np.zeros((1, *bundle.manifest.model.latent), dtype=np.float32)
-    with pytest.raises(TorchReferenceError, match=r"mixes \['guided', 'unguided'\], expected one variant"):
-        load_torch_networks(bundle).run(mixed, noise, {"label": np.array([0])}, np.ones(1, dtype=np.float32))
-
-
-def _mix(guided: Program, unguided: Program) -> Program:
-    """Take the second half of a program of two Heun steps from its unguided fellow."""
-    start = guided.steps[0].end
-    written = {i.out for i in unguided.instructions[start:] if isinstance(i, Evaluate)}
-    registers = tuple(
-        (unguided if index in written else guided).registers[index] for index in range(len(guided.registers))
-    )
-    instructions = (*guided.instructions[:start], *unguided.instructions[start:])
-    return replace(guided, registers=registers, instructions=instructions)

@@ -19,6 +19,8 @@ from flowturbo_trt.sampling.schedule import Schedule
 from flowturbo_trt.sampling.trace import trace
 from flowturbo_trt.tests.bundles import SCHEDULES
 
+NETWORKS = ("predictor", "refiner", "predictor_conditioner", "refiner_conditioner", "decoder")
+
 
 @pytest.fixture
 def made(tiny_options: BuildOptions, tmp_path: Path, instant_export: list[str]) -> Callable[..., Manifest]:
@@ -134,8 +136,8 @@ def test_progress(tiny_options: BuildOptions, tmp_path: Path, instant_export: li
     assert {total for _, _, total in work} == {100}
     assert [done for _, done, _ in work] == sorted(done for _, done, _ in work)
     assert [what for what, _, _ in work] == [
-        *(f"exporting {network}" for network in ("predictor", "refiner", "decoder")),
-        *(f"compiling for onnxruntime: {network}" for network in ("predictor", "refiner", "decoder")),
+        *(f"exporting {network}" for network in NETWORKS),
+        *(f"compiling for onnxruntime: {network}" for network in NETWORKS),
         "writing the manifest",
     ]
     assert work[0][1] == 0
@@ -144,7 +146,7 @@ def test_progress(tiny_options: BuildOptions, tmp_path: Path, instant_export: li
 
 def test_two_exports_are_the_same(tiny_options: BuildOptions, tiny_bundle: Path, tmp_path: Path) -> None:
     """Byte for byte."""
-    item = next(exportables(load_sources(tiny_options), ("guided",)))
+    item = next(exportables(load_sources(tiny_options), ("guided",), "hoisted"))
     (file,) = export_one(item, tmp_path)
     graph = Bundle.open(tiny_bundle).manifest.graphs[0]
     assert file.read_bytes() == (tiny_bundle / graph.file).read_bytes()
@@ -166,6 +168,7 @@ def test_older_bundle_is_replaced(
     assert sorted(path.name for path in (tiny_copy / "onnx").iterdir()) == [
         "decoder.onnx",
         "predictor.guided.onnx",
+        "predictor_conditioner.onnx",
     ]
     names = {path.name for path in tiny_copy.parent.iterdir()}
     assert names == {bundle.path.name, f"{bundle.path.name}.build.log"}

@@ -68,7 +68,7 @@ def test_failure_midway(
     failing_compiler(monkeypatch, error)
     with pytest.raises(type(error), match="midway"):
         build(replace(tiny_options, schedules=("H5",), precisions=("fp16",)), tiny_copy)
-    assert len(instant_export) == 3
+    assert len(instant_export) == 5
     assert_untouched(tiny_copy, old)
 
 
@@ -83,8 +83,9 @@ def test_failure_in_a_new_place_is_gone_on_from(
             build(options, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
     build(options, tmp_path / "bundle", say=told.append).check_all()
-    assert len(instant_export) == 3
-    names, version = ("predictor guided", "refiner guided", "decoder"), onnxruntime.__version__
+    assert len(instant_export) == 5
+    conditioners = ("predictor_conditioner", "refiner_conditioner")
+    names, version = ("predictor guided", "refiner guided", *conditioners, "decoder"), onnxruntime.__version__
     assert told == [
         *(f"onnx {name}: reused, finished by the build before" for name in names),
         f"onnxruntime predictor guided: made anew, for builder a compiler → onnxruntime {version}",

@@ -27,8 +27,8 @@ def request_for_tests(tiny_bundle: Path) -> EngineRequest:
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(CompileError, match="unknown backend 'openvino'; known are onnxruntime, tensorrt-rtx"):
-        load_compiler("openvino")
+    with pytest.raises(CompileError, match="unknown backend 'abacus'; known are onnxruntime, tensorrt-rtx"):
+        load_compiler("abacus")
 
 
 @pytest.mark.parametrize("backend", COMPILERS)

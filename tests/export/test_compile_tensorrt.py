@@ -1,5 +1,6 @@
 """TensorRT-RTX plans, really built: this needs no GPU and no driver. What runs them is tested elsewhere."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -10,8 +11,10 @@ import pytest
 
 from flowturbo_trt.bundle.manifest import Tensor
 from flowturbo_trt.bundle.store import Bundle
+from flowturbo_trt.export.build import build
 from flowturbo_trt.export.compile import CompileError, EngineRequest, load_compiler
 from flowturbo_trt.export.compile_tensorrt import compile_plan
+from flowturbo_trt.export.options import BuildOptions
 
 trt = pytest.importorskip("tensorrt_rtx")
 BACKEND = "tensorrt-rtx"
@@ -31,6 +34,7 @@ class Spy(ModuleType):
 
     def make_builder(self, log: Any) -> Any:
         spy, real = self, trt.Builder(log)
+        spy.profiles = []
 
         class Builder:
             def __getattr__(self, name: str) -> Any:
@@ -50,6 +54,10 @@ class Spy(ModuleType):
     def note(self, network: Any, config: Any) -> None:
         assert config.num_optimization_profiles == len(self.profiles)
         self.tf32 = config.get_flag(trt.BuilderFlag.TF32)
+        # What capturing a plan in a CUDA graph asks for, and reading its inner types.
+        assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        assert config.max_aux_streams == 0
+        assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
         tensors = [network.get_input(i) for i in range(network.num_inputs)]
         tensors += [network.get_output(i) for i in range(network.num_outputs)]
         self.dtypes = {tensor.name: tensor.dtype for tensor in tensors}
@@ -58,11 +66,15 @@ class Spy(ModuleType):
         self.inner = {layer.get_output(0).dtype for layer in products}
 
 
+def request_of(bundle: Path) -> EngineRequest:
+    graph = next(g for g in Bundle.open(bundle).manifest.graphs if g.network == "refiner")
+    file = bundle / graph.file
+    return EngineRequest("refiner", "guided", file, graph.inputs, graph.outputs, "fp16", (1, 3))
+
+
 @pytest.fixture
 def request_for_tests(tiny_bundle: Path) -> EngineRequest:
-    graph = next(g for g in Bundle.open(tiny_bundle).manifest.graphs if g.network == "refiner")
-    file = tiny_bundle / graph.file
-    return EngineRequest("refiner", "guided", file, graph.inputs, graph.outputs, "fp16", (1, 3))
+    return request_of(tiny_bundle)
 
 
 def assert_plan(path: Path) -> None:
@@ -76,19 +88,56 @@ def assert_plan(path: Path) -> None:
     assert problems & int(wrong.MALFORMED_ENGINE)
 
 
-def test_plan(request_for_tests: EngineRequest, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("bundle", "steering"),
+    [
+        ("tiny_bundle", {"modulation": (128,), "null_modulation": (128,)}),
+        ("tiny_fused_bundle", {"time": (), "label": ()}),
+    ],
+)
+def test_plan(
+    bundle: str, steering: dict[str, tuple[int, ...]], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     spy = Spy()
-    (path,) = compile_plan(spy, BACKEND, (), request_for_tests, tmp_path)
+    (path,) = compile_plan(spy, BACKEND, (), request_of(request.getfixturevalue(bundle)), tmp_path)
     assert list(tmp_path.iterdir()) == [path] == [tmp_path / "refiner.guided.fp16.plan"]
     assert_plan(path)
     # One plan for both batch sizes, each fixed: the least, usual and largest shape are the same.
     for profile, batch in zip(spy.profiles, (1, 3), strict=True):
         assert [tuple(shape) for shape in profile.get_shape("state")] == [(batch, 2, 4, 4)] * 3
         assert [tuple(shape) for shape in profile.get_shape("velocity")] == [(batch, 1, 2, 4, 4)] * 3
-        assert [tuple(shape) for shape in profile.get_shape("label")] == [(batch,)] * 3
-    assert set(spy.dtypes) == {"state", "time", "label", "guidance", "velocity", "offset"}
+        for name, rest in steering.items():
+            assert [tuple(shape) for shape in profile.get_shape(name)] == [(batch, *rest)] * 3
+    assert set(spy.dtypes) == {"state", *steering, "guidance", "velocity", "offset"}
     assert {dtype for name, dtype in spy.dtypes.items() if name != "label"} == {trt.float32}
-    assert spy.dtypes["label"] == trt.int64
+    assert spy.dtypes.get("label", trt.int64) == trt.int64
+
+
+@pytest.mark.parametrize("separate_plans", [False, True])
+def test_conditioner_plan_has_one_profile(
+    tiny_options: BuildOptions,
+    instant_export: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    separate_plans: bool,
+) -> None:
+    """Of 64 rows, whatever the batch sizes: its rows are times and labels, filled up."""
+    spy = Spy()
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", spy)
+    options = replace(
+        tiny_options, refiner=None, decoder=None, schedules=("H2",), backends=(BACKEND,), precisions=("fp16",)
+    )
+    manifest = build(replace(options, separate_plans=separate_plans), tmp_path / "bundle").manifest
+    engine = manifest.engines[-1]
+    assert (engine.network, engine.variant, engine.batches) == ("predictor_conditioner", None, (64,))
+    assert engine.file == "engines/tensorrt-rtx/predictor_conditioner.fp16.plan"
+    assert [engine.is_conditioner for engine in manifest.engines].count(True) == 1
+    # It is compiled last.
+    (profile,) = spy.profiles
+    for name in ("time", "label"):
+        assert [tuple(shape) for shape in profile.get_shape(name)] == [(64,)] * 3
+    assert spy.dtypes == {"time": trt.float32, "label": trt.int64, "modulation": trt.float32}
+    assert spy.inner == {trt.float16, trt.float32}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +164,7 @@ def test_bundle_holds_a_plan_for_each_graph(golden_bundle: Path) -> None:
     assert [(e.network, e.variant) for e in engines] == [(g.network, g.variant) for g in graphs]
     for engine in engines:
         assert engine.precision == "fp16"
-        assert engine.batches == (1, 2)
+        assert engine.batches == ((64,) if engine.is_conditioner else (1, 2))
         assert engine.file.startswith("engines/tensorrt-rtx/")
         assert_plan(bundle.file(engine.file))
 

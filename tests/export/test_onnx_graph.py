@@ -23,17 +23,24 @@ from flowturbo_trt.export.onnx_graph import ExportError, export_graph, load_grap
 from flowturbo_trt.export.onnx_rewrites import RewriteError
 from flowturbo_trt.export.options import BuildOptions
 from flowturbo_trt.export.sources import load_sources
+from flowturbo_trt.sampling.program import VARIANTS
 
 Arrays = Mapping[str, NDArray[Any]]
 Call = Callable[[Path, Arrays], NDArray[Any]]
 ROOT = Path(__file__).parents[2]
 DTYPES = {"float32": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64, "uint8": onnx.TensorProto.UINT8}
 INTERFACES = {
-    "predictor.guided": "state time label guidance -> velocity",
-    "predictor.unguided": "state time label -> velocity",
-    "refiner.guided": "state time label guidance velocity -> offset",
-    "refiner.unguided": "state time label velocity -> offset",
-    "decoder": "state -> image",
+    "hoisted predictor.guided": "state modulation null_modulation guidance -> velocity",
+    "hoisted predictor.unguided": "state modulation -> velocity",
+    "hoisted predictor_conditioner": "time label -> modulation",
+    "hoisted refiner.guided": "state modulation null_modulation guidance velocity -> offset",
+    "hoisted refiner.unguided": "state modulation velocity -> offset",
+    "hoisted refiner_conditioner": "time label -> modulation",
+    "hoisted decoder": "state -> image",
+    "fused predictor.guided": "state time label guidance -> velocity",
+    "fused predictor.unguided": "state time label -> velocity",
+    "fused refiner.guided": "state time label guidance velocity -> offset",
+    "fused refiner.unguided": "state time label velocity -> offset",
 }
 SHAPES: dict[str, list[int | str]] = {
     "state": ["batch", 4, 8, 8],
@@ -42,6 +49,7 @@ SHAPES: dict[str, list[int | str]] = {
     "guidance": ["batch"],
     "image": ["batch", 16, 16, 3],
 }
+MODULATIONS = ("modulation", "null_modulation")
 
 
 class Shift(nn.Module):
@@ -68,31 +76,35 @@ def test_standard(graph: Path) -> None:
     onnx.checker.check_model(graph, full_check=True)
 
 
-def test_interface(graph: Path) -> None:
+def test_interface(graph: Path, arrays: Arrays, conditioning: str) -> None:
     """Names, types and shapes are those of bundle/FORMAT.md, axis 0 the only symbolic one."""
     model = onnx.load(graph)
-    inputs, outputs = INTERFACES[graph.stem].split(" -> ")
+    inputs, outputs = INTERFACES[f"{conditioning} {graph.stem}"].split(" -> ")
     assert [value.name for value in model.graph.input] == inputs.split()
     assert [value.name for value in model.graph.output] == [outputs]
+    shapes = SHAPES | {name: ["batch", arrays[name].shape[1]] for name in MODULATIONS}
     latent = ["batch", 2 if graph.stem.endswith(".guided") else 1, 4, 8, 8]
     for value in (*model.graph.input, *model.graph.output):
         name, dtype, shape = describe(value)
         assert dtype == DTYPES[{"label": "int64", "image": "uint8"}.get(name, "float32")]
-        assert shape == SHAPES.get(name, latent)
+        assert shape == shapes.get(name, latent)
 
 
-def test_manifest_describes_the_file(graph: Path, golden_bundle: Path) -> None:
-    described = next(g for g in Bundle.open(golden_bundle).manifest.graphs if g.file == f"onnx/{graph.name}")
+def test_manifest_describes_the_file(graph: Path) -> None:
+    graphs = Bundle.open(graph.parents[1]).manifest.graphs
+    (described,) = (found for found in graphs if found.file == f"onnx/{graph.name}")
     model = onnx.load(graph)
     found = [describe(value) for value in (*model.graph.input, *model.graph.output)]
     tensors: tuple[Described, ...] = (*described.inputs, *described.outputs)
     assert found == [(t.name, DTYPES[t.dtype], list(t.shape)) for t in tensors]
 
 
-def test_numbers_of_torch(graph: Path, arrays: Arrays, golden_options: BuildOptions, call: Call) -> None:
+def test_numbers_of_torch(
+    graph: Path, conditioning: str, arrays: Arrays, golden_options: BuildOptions, call: Call
+) -> None:
     """A batch of five, which was neither traced nor built for."""
     sources = load_sources(golden_options)
-    item = next(i for i in exportables(sources, ("guided", "unguided")) if i.file == graph.name)
+    item = next(i for i in exportables(sources, VARIANTS, conditioning) if i.file == graph.name)
     with torch.no_grad():
         expected = item.module(**{t.name: torch.from_numpy(arrays[t.name]) for t in item.inputs}).numpy()
     found = call(graph, arrays)
@@ -135,15 +147,14 @@ def test_large_weights_lie_beside_the_file(
     tmp_path: Path, golden_bundle: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     source = golden_bundle / "onnx" / "refiner.unguided.onnx"
-    monkeypatch.setattr(onnx_graph, "EXTERNAL_DATA_BYTES", 500_000)
+    monkeypatch.setattr(onnx_graph, "EXTERNAL_DATA_BYTES", 300_000)
     files = save_graph(load_graph(source), tmp_path / "network.onnx")
     assert files == [tmp_path / "network.onnx", tmp_path / "network.onnx.data"]
-    assert files[0].stat().st_size < 100_000 < 500_000 < files[1].stat().st_size
+    assert files[0].stat().st_size < 100_000 < 300_000 < files[1].stat().st_size
     random = np.random.default_rng(1)
     arrays: Arrays = {
         "state": random.standard_normal((2, 4, 8, 8), dtype=np.float32),
-        "time": np.array([0.1, 0.9], dtype=np.float32),
-        "label": np.array([1, 2]),
+        "modulation": random.standard_normal((2, 768), dtype=np.float32),
         "velocity": random.standard_normal((2, 1, 4, 8, 8), dtype=np.float32),
     }
     np.testing.assert_array_equal(call(files[0], arrays), call(source, arrays))
@@ -157,7 +168,8 @@ def test_large_weights_lie_beside_the_file(
 @pytest.fixture
 def shift(tmp_path: Path) -> Exportable:
     state = Described("state", "float32", ("batch", 4))
-    return Exportable("predictor", None, Shift(), (state,), replace(state, name="velocity"), {})
+    velocity = replace(state, name="velocity")
+    return Exportable("predictor", None, "predictor", Shift(), (state,), velocity, {})
 
 
 def test_export_is_compared_with_torch(shift: Exportable, tmp_path: Path) -> None:

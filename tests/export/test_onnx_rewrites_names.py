@@ -14,6 +14,7 @@ from flowturbo_trt.export.onnx_graph import export_graph, load_graph
 from flowturbo_trt.export.onnx_rewrites import SCOPES, RewriteError, is_transposed, name_weights
 from flowturbo_trt.export.options import BuildOptions
 from flowturbo_trt.export.sources import load_sources
+from flowturbo_trt.sampling.program import VARIANTS
 
 SHAPES = {"layer.weight": (3, 2), "layer.bias": (3,)}
 
@@ -73,13 +74,11 @@ def test_weight_that_is_not_found_is_refused(scopes: str) -> None:
         name_weights(SHAPES)(make_model(scopes))
 
 
-@pytest.mark.parametrize("name", ["predictor.guided", "predictor.unguided", "refiner.guided", "decoder"])
 def test_every_parameter_is_an_initializer(
-    name: str, golden_bundle: Path, golden_options: BuildOptions
+    graph: Path, conditioning: str, golden_options: BuildOptions
 ) -> None:
-    sources = load_sources(golden_options)
-    module = next(i.module for i in exportables(sources, ("guided", "unguided")) if i.file == f"{name}.onnx")
-    check(load_graph(golden_bundle / "onnx" / f"{name}.onnx"), module)
+    items = exportables(load_sources(golden_options), VARIANTS, conditioning)
+    check(load_graph(graph), next(item.module for item in items if item.file == graph.name))
 
 
 class Untrained(nn.Module):

@@ -56,6 +56,22 @@ def test_schedule_that_cannot_run(schedule: str) -> None:
         replace(OPTIONS, schedules=("H1", schedule))
 
 
+@pytest.mark.parametrize("variants", [("guided",), ("unguided",)])
+def test_interval_of_guidance_needs_both_variants(variants: tuple[str, ...]) -> None:
+    changes: dict[str, Any] = {"schedules": ("H2", "H1P5R3:guided=0.1..0.8"), "variants": variants}
+    words = r"schedule H1P5R3:guided=0\.1\.\.0\.8 is guided some .*; add --variant guided --variant unguided"
+    with pytest.raises(BuildError, match=words):
+        replace(OPTIONS, **changes)
+    both = replace(OPTIONS, **changes | {"variants": ("unguided", "guided")})
+    assert both.schedules == changes["schedules"]
+
+
+@pytest.mark.parametrize("conditioning", ["", "Hoisted", "both"])
+def test_unknown_conditioning(conditioning: str) -> None:
+    with pytest.raises(BuildError, match=rf"conditioning '{conditioning}', expected hoisted or fused"):
+        replace(OPTIONS, conditioning=conditioning)
+
+
 @pytest.mark.parametrize(
     ("precisions", "onnxruntime", "rtx"),
     [
@@ -81,7 +97,13 @@ def test_target_that_nothing_heeds(backend: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [{"batches": (1, 8)}, {"schedules": ("H8", "H1P5R3")}, {"variants": ("unguided",)}]
+    "field",
+    [
+        {"batches": (1, 8)},
+        {"schedules": ("H8", "H1P5R3")},
+        {"variants": ("unguided",)},
+        {"conditioning": "fused"},
+    ],
 )
 def test_accepted(field: dict[str, Any]) -> None:
     options = replace(OPTIONS, **field)

@@ -1,15 +1,20 @@
 """What a build needs, told before it starts; and the options that change what a bundle holds."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.export import preflight
 from flowturbo_trt.export.build import build
+from flowturbo_trt.export.networks import velocity_outputs_only
 from flowturbo_trt.export.options import BuildError, BuildOptions
 from flowturbo_trt.export.preflight import Need, ResourceError, available_memory, build_need, check_need
+from flowturbo_trt.export.sources import load_sources
+from flowturbo_trt.models.sit import SiT
 
 GIB = 2**30
 # SiT-XL/2, its refiner and the Stable Diffusion decoder in float32.
@@ -33,6 +38,37 @@ def test_every_variant_takes_disk_but_no_more_memory() -> None:
     one, two = need("tensorrt-rtx"), need("tensorrt-rtx", variants=2)
     assert two.memory_bytes == one.memory_bytes
     assert two.disk_bytes > 1.5 * one.disk_bytes
+
+
+def test_conditioners_are_shared_by_the_variants() -> None:
+    """On disk there is one of them, where there are two trunks."""
+    sizes = {"predictor": 1000, "predictor_conditioner": 10, "decoder": 1}
+    one, two = (build_need(sizes, ["onnxruntime"], {"onnxruntime": "fp32"}, n).disk_bytes for n in (1, 2))
+    assert (one, two) == (1011, 2011)
+
+
+@pytest.mark.parametrize("conditioning", ["hoisted", "fused"])
+def test_need_is_that_of_all_weights(
+    tiny_options: BuildOptions,
+    tmp_path: Path,
+    instant_export: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    conditioning: str,
+) -> None:
+    asked: list[Mapping[str, int]] = []
+
+    def need_of(weights: Mapping[str, int], *others: Any) -> Need:
+        asked.append(weights)
+        return Need(0, 0)
+
+    monkeypatch.setattr("flowturbo_trt.export.build.build_need", need_of)
+    build(replace(tiny_options, conditioning=conditioning), tmp_path / "bundle")
+    (weights,) = asked
+    sources = load_sources(tiny_options)
+    networks = [sources.predictor, sources.refiner, sources.decoder]
+    held = [velocity_outputs_only(n) if isinstance(n, SiT) else n for n in networks if n is not None]
+    assert sum(weights.values()) == sum(t.nbytes for n in held for t in n.state_dict().values())
+    assert ("refiner_conditioner" in weights) == (conditioning == "hoisted")
 
 
 def test_higher_precision_takes_more() -> None:
@@ -140,6 +176,10 @@ def test_plan_for_each_batch_size(
         assert engine.batches == (batch,)
         assert engine.file == f"engines/tensorrt-rtx/predictor.guided.fp16.b{batch}.plan"
     assert manifest.engine("predictor", "guided", "onnxruntime", 3).batches == (1, 3)
+    engines = [engine for engine in manifest.engines if engine.backend == "tensorrt-rtx"]
+    assert [engine.file for engine in engines if engine.is_conditioner] == [
+        "engines/tensorrt-rtx/predictor_conditioner.fp16.plan"
+    ]
 
 
 def test_separate_plans_are_for_tensorrt(tiny_options: BuildOptions) -> None:

@@ -161,7 +161,7 @@ def test_older_bundle_is_not_written_through_a_link(out: Path, tiny_bundle: Path
 def test_one_damaged_file_of_the_older_bundle(out: Path, tiny_bundle: Path) -> None:
     """The others are still lent."""
     shutil.copytree(tiny_bundle, out)
-    first, second, _ = json.loads((out / "manifest.json").read_text())["graphs"]
+    first, second, *_ = json.loads((out / "manifest.json").read_text())["graphs"]
     (out / first["file"]).write_bytes(b"damaged")
     told: list[str] = []
 

@@ -88,7 +88,7 @@ def test_program_over_the_networks(golden: Arrays, field: GuidedNetworks) -> Non
     program = trace(Schedule.parse("H1P5R3"), "guided")
     noise: Any = torch.from_numpy(golden["z"])
     for (x, v), x_golden, v_golden in zip(
-        run(program, field, noise), golden["H1P5R3_x"][1:], golden["H1P5R3_v"], strict=True
+        run(program, {"guided": field}, noise), golden["H1P5R3_x"][1:], golden["H1P5R3_v"], strict=True
     ):
         assert relative_l2(np.asarray(x), halves(x_golden)[:, 0]) <= TOLERANCE
         assert relative_l2(np.asarray(v), halves(v_golden)) <= TOLERANCE

@@ -10,9 +10,14 @@ import onnxruntime
 import pytest
 
 from flowturbo_trt.bundle.manifest import BundleError
+from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.evaluation.metrics import relative_l2
-from flowturbo_trt.runtime.backend import BACKENDS, BackendError
+from flowturbo_trt.runtime.backend import BackendError, UnsupportedError
+from flowturbo_trt.runtime.backend_onnxruntime import NAME, OnnxRuntimeBackend
+from flowturbo_trt.runtime.onnxruntime_session import open_session
 from flowturbo_trt.runtime.pipeline import Pipeline
+from flowturbo_trt.sampling.schedule import Schedule
+from flowturbo_trt.sampling.trace import trace
 from flowturbo_trt.tests.bundles import changed_copy, latents
 
 if TYPE_CHECKING:
@@ -36,12 +41,29 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_only_what_is_needed_is_loaded(golden_bundle: Path, loaded: list[str]) -> None:
     """The default schedule's engines at once, others when first asked for, each once for all batches."""
     pipeline = Pipeline.load(golden_bundle, threads=1)
-    assert sorted(loaded) == ["decoder.onnx", "predictor.guided.onnx", "refiner.guided.onnx"]
+    conditioners = ["predictor_conditioner.onnx", "refiner_conditioner.onnx"]
+    first = ["decoder.onnx", "predictor.guided.onnx", "refiner.guided.onnx", *conditioners]
+    assert sorted(loaded) == sorted(first)
     for n in (1, 2, 3):
         pipeline(list(range(n)))
-    assert len(loaded) == 3
+    assert len(loaded) == len(first)
     pipeline([1], guidance=1, schedule="H1")
-    assert loaded[3:] == ["predictor.unguided.onnx"]
+    assert loaded[len(first) :] == ["predictor.unguided.onnx"]
+
+
+def test_fused_conditioning_loads_no_conditioner(golden_fused_bundle: Path, loaded: list[str]) -> None:
+    Pipeline.load(golden_fused_bundle, threads=1)([1, 2])
+    assert sorted(loaded) == ["decoder.onnx", "predictor.guided.onnx", "refiner.guided.onnx"]
+
+
+def test_latents_need_no_decoder(golden_bundle: Path, loaded: list[str]) -> None:
+    """What runs only to decode is loaded when first asked for, where `load` did not foresee it."""
+    backend = OnnxRuntimeBackend(Bundle.open(golden_bundle), 1)
+    trajectory = backend.bind(trace(Schedule.parse("E1"), "unguided"), 1)
+    trajectory.start(decode=False)
+    assert sorted(loaded) == ["predictor.unguided.onnx", "predictor_conditioner.onnx"]
+    trajectory.start(decode=True)
+    assert loaded[2:] == ["decoder.onnx"]
 
 
 @pytest.mark.parametrize("file", ["decoder.onnx", "refiner.guided.onnx"])
@@ -101,7 +123,7 @@ def test_unknown_device(tiny_bundle: Path, device: str) -> None:
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_package_without_cuda(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(BackendError, match=rf"device {device}: .*pip install onnxruntime-gpu"):
+    with pytest.raises(BackendError, match=r"provider cuda: .*pip install onnxruntime-gpu"):
         Pipeline.load(tiny_bundle, device=device)
 
 
@@ -115,25 +137,14 @@ def test_cuda_that_does_not_start(tiny_bundle: Path, monkeypatch: pytest.MonkeyP
         def get_providers(self) -> list[str]:
             return ["CPUExecutionProvider"]
 
-    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
     monkeypatch.setattr("onnxruntime.InferenceSession", CpuSession)
-    with pytest.raises(BackendError, match=r"could not start its CUDAExecutionProvider: .* --device cpu"):
-        Pipeline.load(tiny_bundle, device="cuda")
-
-
-@pytest.mark.parametrize("backend", ["onnx", "tensorrt", "ONNXRUNTIME"])
-def test_unknown_backend(tiny_bundle: Path, backend: str) -> None:
-    with pytest.raises(BackendError, match=rf"'{backend}': is not known; use {' or '.join(BACKENDS)}"):
-        Pipeline.load(tiny_bundle, backend=backend)
-
-
-def test_backend_that_is_built_for_but_not_run(tiny_bundle: Path, tmp_path: Path) -> None:
-    change = lambda data: data["engines"][0].update(backend="tensorrt-rtx")  # noqa: E731
-    with pytest.raises(
-        BackendError, match=r"'tensorrt-rtx': its engines are in the bundle, but .*onnxruntime"
-    ):
-        Pipeline.load(changed_copy(tiny_bundle, tmp_path, change), backend="tensorrt-rtx")
+    bundle = Bundle.open(tiny_bundle)
+    engine = bundle.manifest.engine("predictor", "guided", NAME)
+    for provider, name in (("cuda", "CUDA"), ("tensorrt", "Tensorrt")):
+        with pytest.raises(
+            UnsupportedError, match=rf"could not start its {name}ExecutionProvider: .* --device cpu"
+        ):
+            open_session(bundle, engine, provider, 1, {})
 
 
 @pytest.fixture
@@ -148,7 +159,7 @@ def in_precision(
 
 def test_bf16_on_the_cpu(in_precision: Callable[[str], Path]) -> None:
     with pytest.raises(
-        BackendError, match="no bf16 arithmetic on the CPU; use --device cuda, or rebuild with --precision"
+        BackendError, match="no bf16 arithmetic on the CPU; use --device cuda, rebuild with --precision onnxr"
     ):
         Pipeline.load(in_precision("bf16"), threads=1)
 

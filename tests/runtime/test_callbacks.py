@@ -1,6 +1,5 @@
 """Callbacks after every step: what they are told and when, previews, and cancelling."""
 
-from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +12,7 @@ from flowturbo_trt.runtime.pipeline import Pipeline, Step
 from flowturbo_trt.runtime.request import make_request
 from flowturbo_trt.sampling.schedule import Schedule
 from flowturbo_trt.tests.bundles import latents
+from flowturbo_trt.tests.runtime.engine_fields import decode
 
 LABELS = [7, 0, 1, 9, 4]
 # The built batch sizes are 1 and 2.
@@ -50,6 +50,12 @@ def test_unguided_velocities_have_one_half(golden_pipeline: Pipeline) -> None:
     assert step.velocity.shape == (1, 1, 4, 8, 8)
 
 
+def test_variants_that_alternate(golden_pipeline: Pipeline) -> None:
+    """A step passes on what its velocity is: outside the guidance interval one half."""
+    steps = steps_of(golden_pipeline, labels=[1], schedule="E4:guided=0.2..0.6")
+    assert [step.velocity.shape[1] for step in steps] == [1, 2, 2, 1]
+
+
 def test_last_state_is_the_result(golden_pipeline: Pipeline) -> None:
     found = np.zeros((5, 4, 8, 8), dtype=np.float32)
 
@@ -81,14 +87,13 @@ def test_watching_changes_nothing(golden_pipeline: Pipeline) -> None:
     np.testing.assert_array_equal(watched, expected)
 
 
-def test_previews(golden_pipeline: Pipeline, golden_bundle: Path, engines: Callable[..., Any]) -> None:
+def test_previews(golden_pipeline: Pipeline, golden_bundle: Path) -> None:
     """The decoder's image of where the trajectory would end if it went on straight."""
-    field = engines(golden_bundle, "guided", [0, 0], [1, 1])
     shown: list[Any] = []
 
     def look(step: Step) -> None:
         ahead = step.state + np.float32(1 - step.s) * step.velocity[:, 0]
-        found, expected = step.preview(), field.decode(ahead)
+        found, expected = step.preview(), decode(golden_bundle, ahead)
         assert found.shape == (step.rows.stop - step.rows.start, 16, 16, 3)
         assert found.dtype == np.uint8
         assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1

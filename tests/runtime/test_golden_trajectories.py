@@ -1,4 +1,4 @@
-"""The authors' own trajectories through a bundle on ONNX Runtime, step by step."""
+"""The authors' own trajectories through bundles of either kind on ONNX Runtime, step by step."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ def halves(doubled: NDArray[Any]) -> NDArray[Any]:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_states_and_velocities(golden_pipeline: Pipeline, golden: Arrays, schedule: str) -> None:
+def test_states_and_velocities(golden_either_pipeline: Pipeline, golden: Arrays, schedule: str) -> None:
     """Every state, and both halves of every velocity passed on."""
     expected_x = halves(golden[f"{schedule}_x"])[1:, :, 0]
     expected_v = halves(golden[f"{schedule}_v"])
@@ -32,7 +32,7 @@ def test_states_and_velocities(golden_pipeline: Pipeline, golden: Arrays, schedu
         states[step.index, step.rows] = step.state
         velocities[step.index, step.rows] = step.velocity
 
-    golden_pipeline(golden["y"], noise=golden["z"], guidance=1.5, schedule=schedule, on_step=record)
+    golden_either_pipeline(golden["y"], noise=golden["z"], guidance=1.5, schedule=schedule, on_step=record)
     for index in range(len(expected_v)):
         assert relative_l2(states[index], expected_x[index]) <= TOLERANCE
         for half in (0, 1):
@@ -41,9 +41,11 @@ def test_states_and_velocities(golden_pipeline: Pipeline, golden: Arrays, schedu
     assert relative_l2(expected_v[:, :, 0], expected_v[:, :, 1]) > 100 * TOLERANCE
 
 
-def test_default_schedule_and_guidance(golden_pipeline: Pipeline, golden: Arrays) -> None:
+def test_default_schedule_and_guidance(golden_either_pipeline: Pipeline, golden: Arrays) -> None:
     """The configuration's: H1P5R3 at 1.5."""
     last: list[NDArray[Any]] = []
-    golden_pipeline(golden["y"], noise=golden["z"], on_step=lambda step: last.append(step.state.copy()))
+    golden_either_pipeline(
+        golden["y"], noise=golden["z"], on_step=lambda step: last.append(step.state.copy())
+    )
     found = np.concatenate([last[8], last[17]])
     assert relative_l2(found, halves(golden["H1P5R3_x"])[-1, :, 0]) <= TOLERANCE

@@ -9,6 +9,7 @@ from flowturbo_trt.bundle.manifest import BundleError
 from flowturbo_trt.runtime.backend import BackendError
 from flowturbo_trt.runtime.pipeline import Pipeline
 from flowturbo_trt.runtime.request import RequestError, make_request
+from flowturbo_trt.sampling.schedule import ScheduleError
 from flowturbo_trt.tests.bundles import changed_copy, latents
 
 
@@ -23,8 +24,21 @@ def test_no_guided_variant(golden_bundle: Path, tmp_path: Path) -> None:
 
     pipeline = Pipeline.load(changed_copy(golden_bundle, tmp_path, drop), threads=1)
     assert latents(pipeline, [1], guidance=1).shape == (1, 4, 8, 8)
+    # Without guidance a guidance interval means nothing.
+    assert latents(pipeline, [1], "H1P1R1:guided=0.1..0.5", guidance=1).shape == (1, 4, 8, 8)
     with pytest.raises(RequestError, match="unguided engines only; use guidance 1, or build it with --v"):
         latents(pipeline, [1])
+
+
+@pytest.mark.parametrize("guidance", [1, 1.5])
+def test_no_unguided_variant(tiny_pipeline: Pipeline, guidance: float) -> None:
+    """A guidance interval needs both variants, unless it holds all times; said before anything runs."""
+    with pytest.raises(
+        ScheduleError, match=r"^H2:guided=0.1..1: needs unguided engines; build the bundle with "
+    ):
+        latents(tiny_pipeline, [1], "H2:guided=0.1..1", guidance=guidance)
+    everywhere = latents(tiny_pipeline, [1], "H2:guided=0..1", guidance=guidance)
+    assert (everywhere == latents(tiny_pipeline, [1], "H2", guidance=guidance)).all()
 
 
 def test_no_refiner(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -54,7 +68,9 @@ def test_no_decoder(tiny_bundle: Path, tmp_path: Path) -> None:
         pipeline.generate(request, decode=False, on_step=lambda step: step.preview())
 
 
-@pytest.mark.parametrize("network", ["predictor", "refiner", "decoder"])
+@pytest.mark.parametrize(
+    "network", ["predictor", "refiner", "predictor_conditioner", "refiner_conditioner", "decoder"]
+)
 def test_what_the_default_needs_is_missed_at_once(tiny_bundle: Path, tmp_path: Path, network: str) -> None:
     damaged = changed_copy(tiny_bundle, tmp_path, lambda data: without(data, network))
     with pytest.raises(BundleError, match=rf"the bundle has no .*{network} engine for onnxruntime"):

@@ -44,9 +44,9 @@ def variants_run(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     variants: set[str] = set()
     set_program = HostTrajectory.set_program
 
-    def watched(trajectory: HostTrajectory, program: Program) -> None:
+    def watched(trajectory: HostTrajectory, program: Program, rows: slice | None = None) -> None:
         variants.update(variant for _, variant in program.evaluations())
-        set_program(trajectory, program)
+        set_program(trajectory, program, rows)
 
     monkeypatch.setattr(HostTrajectory, "set_program", watched)
     return variants
@@ -136,6 +136,19 @@ def test_variants_agree_at_guidance_1(golden_pipeline: Pipeline, schedule: str) 
     # One row is guided, so that all go through the guided variant.
     guided = latents(golden_pipeline, [*LABELS, 0], schedule, guidance=[1.0] * 7 + [2.0])
     assert relative_l2(guided[:7], unguided) <= TOLERANCE
+
+
+def test_guidance_interval(golden_pipeline: Pipeline, variants_run: set[str]) -> None:
+    """Guided inside it, unguided outside; without guidance it makes no difference."""
+    found = latents(golden_pipeline, LABELS, "H2P2R1:guided=0.1..0.5", guidance=3)
+    assert variants_run == {"guided", "unguided"}
+    for other in ("H2P2R1", "H2P2R1:guided=0.1..0.9"):
+        assert relative_l2(found, latents(golden_pipeline, LABELS, other, guidance=3)) > 1e-2
+    unguided = latents(golden_pipeline, LABELS, "H2P2R1", guidance=1)
+    assert relative_l2(found, unguided) > 1e-2
+    np.testing.assert_array_equal(
+        latents(golden_pipeline, LABELS, "H2P2R1:guided=0.1..0.5", guidance=1), unguided
+    )
 
 
 @pytest.mark.parametrize("schedule", ["H1P1R1", "E2@0,0.25,1"])

@@ -46,6 +46,23 @@ def test_program_of_another_schedule(manifest: Manifest) -> None:
     assert find_program(manifest, "E3", "unguided") is program
 
 
+def test_program_of_a_guidance_interval(manifest: Manifest) -> None:
+    """It needs engines of both variants, for requests with guidance only."""
+    text = "H4:guided=0.2..0.6"
+    mixed = {("predictor", "guided"): 4, ("predictor", "unguided"): 4}
+    assert find_program(manifest, text, "guided").evaluations() == mixed
+    assert find_program(manifest, text, "unguided").evaluations() == {("predictor", "unguided"): 8}
+    unguided = only(manifest, "unguided")
+    assert find_program(unguided, text, "unguided") is find_program(manifest, text, "unguided")
+    guided = only(manifest, "guided")
+    with pytest.raises(
+        ScheduleError, match=rf"^{text}: needs unguided engines; build .* --variant unguided$"
+    ):
+        find_program(guided, text, "guided")
+    # With all its times in the interval it is none.
+    assert find_program(guided, "H4:guided=0..1", "guided").evaluations() == {("predictor", "guided"): 8}
+
+
 @pytest.mark.parametrize(
     ("schedule", "words"),
     [("H2@0,0.5,0.9", "runs from 0.0 to 0.9; generation needs 0 to 1"), ("nothing", "is no schedule")],

@@ -1,7 +1,6 @@
 """Trajectories: equal to the reference sampler bit for bit, bound once, and nothing stale in them."""
 
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,13 @@ import pytest
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.runtime.backend_onnxruntime import OnnxRuntimeBackend
 from flowturbo_trt.runtime.host_trajectory import HostTrajectory
-from flowturbo_trt.runtime.pipeline import MAX_TRAJECTORIES, Pipeline, Step
+from flowturbo_trt.runtime.pipeline import Pipeline, Step
+from flowturbo_trt.runtime.trajectories import MAX_TRAJECTORIES
 from flowturbo_trt.sampling import reference
 from flowturbo_trt.sampling.schedule import Schedule
 from flowturbo_trt.sampling.trace import trace
 from flowturbo_trt.tests.bundles import Array, latents
+from flowturbo_trt.tests.runtime.engine_fields import decode, engine_fields
 
 LABELS = [3, 8]
 GUIDANCE = [1.5, -2.0]
@@ -28,6 +29,8 @@ EXACT = [
     "E2H1P1R1@0,0.05,0.3,0.35,0.9,1",
     "AB2x3@0,0.5,0.6,1",
     "E1",
+    "H2P2R1:guided=0.2..0.6",
+    "AB3x5R1:guided=0..0.3@0,0.1,0.3,0.5,0.6,0.7,1",
 ]
 
 
@@ -38,33 +41,29 @@ def noise() -> Array:
 
 @pytest.fixture
 def backend(golden_bundle: Path) -> OnnxRuntimeBackend:
-    return OnnxRuntimeBackend(Bundle.open(golden_bundle), "cpu", 1)
+    return OnnxRuntimeBackend(Bundle.open(golden_bundle), 1)
 
 
 @pytest.mark.parametrize("variant", ["guided", "unguided"])
 @pytest.mark.parametrize("schedule", EXACT)
 def test_reference_sampler(
-    golden_pipeline: Pipeline,
-    golden_bundle: Path,
-    engines: Callable[..., Any],
-    noise: Array,
-    schedule: str,
-    variant: str,
+    golden_either: Path, golden_either_pipeline: Pipeline, noise: Array, schedule: str, variant: str
 ) -> None:
     """The slow sampler over the same engines: the same floats in every state and velocity."""
     guidance = GUIDANCE if variant == "guided" else [1, 1]
-    field = engines(golden_bundle, variant, LABELS, guidance)
-    expected = list(reference.run(trace(Schedule.parse(schedule), variant), field, noise))
+    program = trace(Schedule.parse(schedule), variant)
+    fields = engine_fields(golden_either, program, LABELS, guidance)
+    expected = list(reference.run(program, fields, noise))
     steps: list[tuple[Array, Array]] = []
 
     def keep(step: Step) -> None:
         steps.append((step.state.copy(), step.velocity.copy()))
 
-    images = golden_pipeline(LABELS, noise=noise, guidance=guidance, schedule=schedule, on_step=keep)
+    images = golden_either_pipeline(LABELS, noise=noise, guidance=guidance, schedule=schedule, on_step=keep)
     for (x, v), (x_expected, v_expected) in zip(steps, expected, strict=True):
         np.testing.assert_array_equal(x, x_expected)
         np.testing.assert_array_equal(v, v_expected)
-    np.testing.assert_array_equal(images, field.decode(expected[-1][0]))
+    np.testing.assert_array_equal(images, decode(golden_either, expected[-1][0]))
 
 
 def test_recorded_program_equals_a_traced_one(tiny_pipeline: Pipeline) -> None:
@@ -76,16 +75,16 @@ def test_recorded_program_equals_a_traced_one(tiny_pipeline: Pipeline) -> None:
 
 
 def bound(pipeline: Pipeline) -> list[HostTrajectory]:
-    return list(pipeline._trajectories.values())  # type: ignore[arg-type]
+    return [lane.trajectory for lane in pipeline._lanes._lanes.values()]  # type: ignore[misc]
 
 
-def test_schedules_of_one_shape_share_a_trajectory(tiny_bundle: Path, engines: Callable[..., Any]) -> None:
+def test_schedules_of_one_shape_share_a_trajectory(tiny_bundle: Path) -> None:
     """One set of buffers, and each schedule's own times and coefficients."""
     pipeline = Pipeline.load(tiny_bundle, threads=1)
     noise = np.random.default_rng(4).standard_normal((1, 2, 4, 4)).astype(np.float32)
-    field = engines(tiny_bundle, "guided", [1], [2])
     for text in ("H1P1R1", "H1P1R1@0,0.1,0.2,1", "H1P1R1@0,0.7,0.9,1", "H1P1R1"):
-        *_, (expected, _) = reference.run(trace(Schedule.parse(text), "guided"), field, noise)
+        program = trace(Schedule.parse(text), "guided")
+        *_, (expected, _) = reference.run(program, engine_fields(tiny_bundle, program, [1], [2]), noise)
         np.testing.assert_array_equal(latents(pipeline, [1], text, noise=noise), expected)
     assert len(bound(pipeline)) == 1
 
@@ -98,6 +97,7 @@ def test_requests_in_turn_leave_nothing_behind(golden_pipeline: Pipeline) -> Non
         {"labels": [0]},
         {"labels": [7, 8, 9], "guidance": 1},
         {"labels": [7, 8, 9], "schedule": "AB2x4"},
+        {"labels": [7, 8, 9], "schedule": "H1P5R3:guided=0.3..0.6"},
         {"labels": [7, 8, 9], "schedule": "H1P5R3@0,0.01,0.02,0.03,0.04,0.05,0.06,0.07,0.08,1"},
         {"labels": [7], "noise": np.full((1, 4, 8, 8), 100, dtype=np.float32)},
     ]
@@ -138,25 +138,24 @@ def test_buffers_stay_where_they_are(golden_bundle: Path) -> None:
     assert len(bound(pipeline)) == 2
 
 
-def test_running_allocates_nothing(tiny_bundle: Path) -> None:
+def test_running_allocates_nothing(tiny_either: Path) -> None:
     """Neither per step nor per run, but for the small buffers that NumPy iterates with; and no growth."""
-    backend = OnnxRuntimeBackend(Bundle.open(tiny_bundle), "cpu", 1)
+    backend = OnnxRuntimeBackend(Bundle.open(tiny_either), 1)
     trajectory = backend.bind(trace(Schedule.parse("H2P2R2AB3x2"), "guided"), 2048)
-    trajectory.run()
-    trajectory.decode()
+    trajectory.start(decode=True)
     tracemalloc.start()
     try:
-        trajectory.run()
+        trajectory.start(decode=True)
         before, _ = tracemalloc.get_traced_memory()
         tracemalloc.reset_peak()
         for _ in range(3):
-            trajectory.run()
-            trajectory.decode()
+            trajectory.start(decode=True)
         after, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert trajectory.latents.nbytes == 2048 * 2 * 4 * 4 * 4
-    assert peak - before < trajectory.latents.nbytes / 4
+    latents_bytes = trajectory.start(decode=False).latents().nbytes
+    assert latents_bytes == 2048 * 2 * 4 * 4 * 4
+    assert peak - before < latents_bytes / 4
     assert after - before < 1024
 
 
@@ -165,7 +164,7 @@ def test_buffers_are_the_fewest(backend: OnnxRuntimeBackend) -> None:
 
     def count(schedule: str) -> int:
         trajectory = backend.bind(trace(Schedule.parse(schedule), "guided"), 1)
-        return len({register.ctypes.data for register in trajectory._buffers.registers})
+        return len({register.ctypes.data for register in trajectory._registers})
 
     assert count("H1P8R7") == count("H1P1R1") <= 7
 

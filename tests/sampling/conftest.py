@@ -1,6 +1,7 @@
-"""A field with both guidance halves in float32, and schedules of every kind of step to run on it."""
+"""Fields in float32, and schedules of every kind of step to run on them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,9 @@ from numpy.typing import NDArray
 
 from flowturbo_trt.sampling.schedule import Schedule
 from flowturbo_trt.sampling.steps import REFINER_READINGS, STEPS, Field, Passed, Step
+from flowturbo_trt.tests.sampling.fields import HALVES, DampedField, HalvesField
 
 Array = NDArray[np.float32]
-HALVES = {"guided": 2, "unguided": 1}
 GROUPS = {kind: f"{kind}x" if len(kind) > 1 else kind for kind in (*STEPS, "R")}
 
 
@@ -43,31 +44,15 @@ def early_velocity(field: Field, x: Any, passed: Passed, t: float, s: float) -> 
 AWKWARD: dict[str, Step] = {"INNER": inner_sums, "REPEATED": repeated_terms, "EARLY": early_velocity}
 
 
-class HalvesField:
-    """Velocities (B,G,C,H,W) whose halves differ, from states (B,C,H,W) or doubled states (B,1 or 2,C,H,W).
-
-    Only +, −, × and ÷ are used: they round the same whatever the memory layout, so that results can be
-    compared bit for bit.
-    """
-
-    def __init__(self, variant: str) -> None:
-        self.halves = HALVES[variant]
-
-    def predict(self, x: Array, t: float) -> Array:
-        x = x[:, 0] if x.ndim == 5 else x
-        mixed = x - 0.5 * np.roll(x, 1, axis=-1)
-        halves = [mixed / (1 + mixed * mixed) + t * x, (0.3 - t) * x + 0.2 * mixed]
-        return np.stack(halves[: self.halves], axis=1)
-
-    def refine(self, x: Array, v: Array, t: float) -> Array:
-        assert v.shape[1] == self.halves
-        mixed = 0.7 * v + 0.3 * v[:, ::-1]
-        return (0.1 + t) * mixed / (1 + mixed * mixed) - 0.2 * self.predict(x, t)
-
-
 @pytest.fixture(scope="session")
 def field_of() -> Callable[[str], HalvesField]:
     return HalvesField
+
+
+@pytest.fixture(scope="session")
+def fields() -> dict[str, Field]:
+    """Fields by variant, which differ in what they compute."""
+    return {variant: DampedField(variant) for variant in HALVES}
 
 
 @pytest.fixture
@@ -87,6 +72,23 @@ def schedules(monkeypatch: pytest.MonkeyPatch) -> list[Schedule]:
     random = np.random.default_rng(11)
     awkward = [Schedule(((kind, 2), ("P", 1), (kind, 1), ("R", 2))) for kind in AWKWARD]
     return [Schedule.parse(text) for text in texts] + awkward + [_random(random) for _ in range(40)]
+
+
+@pytest.fixture
+def interval_schedules() -> list[Schedule]:
+    """Schedules that are guided some of the time, with borders at, between and around their times."""
+    texts = ["H1P5R3", "H8", "P5", "E4R2P2", "H2R1:consistent", "E1R2AB3x3R1:single", "AB4x6", "H1R1P2R1"]
+    intervals = [(0.0, 1.0), (0.0, 0.0), (0.1, 0.3), (0.2, 0.5), (0.5, 1.0), (0.37, 0.38), (1.0, 1.0)]
+    chosen = [replace(Schedule.parse(text), guided=guided) for text in texts for guided in intervals]
+    # Borders on times of the grid, where a border by the wrong side shows.
+    chosen += [
+        Schedule.parse(f"H4P4R1:guided={a / 9:.17g}..{b / 9:.17g}") for a, b in ((1, 3), (0, 5), (4, 4))
+    ]
+    random = np.random.default_rng(17)
+    for _ in range(30):
+        low, high = sorted(random.random(2).tolist())
+        chosen.append(replace(_random(random), guided=(low, high)))
+    return chosen
 
 
 def _random(random: np.random.Generator) -> Schedule:

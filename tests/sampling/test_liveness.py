@@ -1,6 +1,6 @@
 """Buffers: programs run in the slots of `allocate` as they run with a value per register."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from flowturbo_trt.sampling.liveness import Allocation, allocate
-from flowturbo_trt.sampling.program import Evaluate, Program, ProgramError, Register
+from flowturbo_trt.sampling.program import VARIANTS, Evaluate, Program, ProgramError, Register
 from flowturbo_trt.sampling.reference import run
 from flowturbo_trt.sampling.schedule import Schedule
 from flowturbo_trt.sampling.steps import Field
@@ -21,8 +21,8 @@ FieldOf = Callable[[str], Field]
 class Slots:
     """An interpreter that writes in place, and knows which register each buffer holds."""
 
-    def __init__(self, program: Program, field: Field, noise: Array) -> None:
-        self.program, self.field = program, field
+    def __init__(self, program: Program, fields: Mapping[str, Field], noise: Array) -> None:
+        self.program, self.fields = program, fields
         self.allocation: Allocation = allocate(program)
         B, *image = noise.shape
         halves = {"guided": 2, "unguided": 1}
@@ -65,8 +65,8 @@ class Slots:
         out = self.write(i.out)
         # An engine may write before it has read everything: an input that shares the buffer is lost.
         out[...] = np.nan
-        x, *v = inputs
-        out[...] = self.field.refine(x, v[0], i.time) if v else self.field.predict(x, i.time)
+        field, (x, *v) = self.fields[i.variant], inputs
+        out[...] = field.refine(x, v[0], i.time) if v else field.predict(x, i.time)
 
     def combine(self, out_register: int, terms: tuple[tuple[float, int], ...]) -> None:
         out = self.buffers[self.allocation.slot_of[out_register]]
@@ -85,11 +85,25 @@ class Slots:
 def test_running_in_slots_equals_the_reference(
     schedules: list[Schedule], variant: str, field_of: FieldOf, noise: Array
 ) -> None:
+    fields = {variant: field_of(variant) for variant in VARIANTS}
     for schedule in schedules:
         program = trace(schedule, variant)
-        expected = list(run(program, field_of(variant), noise))
-        in_slots = Slots(program, field_of(variant), noise).run()
+        expected = list(run(program, fields, noise))
+        in_slots = Slots(program, fields, noise).run()
         for (x, v), (x_slot, v_slot) in zip(expected, in_slots, strict=True):
+            np.testing.assert_array_equal(x_slot, x, err_msg=str(schedule))
+            np.testing.assert_array_equal(v_slot, v, err_msg=str(schedule))
+
+
+def test_variants_that_alternate(
+    interval_schedules: list[Schedule], fields: Mapping[str, Field], noise: Array
+) -> None:
+    """Velocities of two variants take buffers of two sizes."""
+    for schedule in interval_schedules:
+        program = trace(schedule, "guided")
+        for (x, v), (x_slot, v_slot) in zip(
+            run(program, fields, noise), Slots(program, fields, noise).run(), strict=True
+        ):
             np.testing.assert_array_equal(x_slot, x, err_msg=str(schedule))
             np.testing.assert_array_equal(v_slot, v, err_msg=str(schedule))
 

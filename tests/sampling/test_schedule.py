@@ -27,6 +27,12 @@ TEXTS = [
     "H1P2R1@0,0.1,0.3,0.75,1",
     "H1R1:single@0,0.333333333333,1",
     "E2@0.25,0.5,0.9",
+    "H1P5R3:guided=0.1..0.8",
+    "H8:guided=0..1",
+    "AB2x8:guided=0.5..0.5",
+    "H1P1R2:single:guided=0.333333333333..1",
+    "H1P1R2:consistent:guided=1e-05..0.25@0,0.1,0.3,0.75,1",
+    "E2:guided=0..0@0.25,0.5,0.9",
 ]
 
 
@@ -41,8 +47,10 @@ def test_any_float64_time_survives_the_text() -> None:
     random = np.random.default_rng(0)
     for scale in (1.0, 1e-3, 1e-9):
         times = tuple(sorted((random.random(6) * scale).tolist()))
-        schedule = Schedule((("E", 5),), times)
+        low, high = sorted((random.random(2) * scale).tolist())
+        schedule = Schedule((("E", 5),), times, guided=(low, high))
         assert Schedule.parse(str(schedule)).times == times
+        assert Schedule.parse(str(schedule)).guided == (low, high)
 
 
 def test_kinds_and_uniform_grid() -> None:
@@ -66,6 +74,25 @@ def test_custom_grid_and_reading() -> None:
     assert schedule.grid == (0, 0.1, 0.3, 0.75, 1)
     assert schedule.reading == "single"
     assert trace(Schedule.parse("E2@0.25,0.5,0.9"), "guided").span == (0.25, 0.9)
+
+
+def test_guidance_interval() -> None:
+    """Both ends belong to it; without one, a request with guidance is guided all the time."""
+    schedule = Schedule.parse("H1P1R2:single:guided=0.25..0.8@0,0.1,0.3,0.75,1")
+    assert schedule.guided == (0.25, 0.8)
+    assert (schedule.reading, schedule.times) == ("single", (0, 0.1, 0.3, 0.75, 1))
+    times = (0.0, 0.2499, 0.25, 0.5, 0.8, 0.8001, 1.0)
+    assert [schedule.is_guided_at(t) for t in times] == [False, False, True, True, True, False, False]
+    assert Schedule.parse("H1").guided is None
+    assert all(Schedule.parse("H1").is_guided_at(t) for t in times)
+    # The evaluations are the same, whatever their variant.
+    assert schedule.evaluations() == Schedule.parse("H1P1R2:single").evaluations()
+
+
+@pytest.mark.parametrize("texts", [("0...5", "0..0.5"), ("0.0...5", "0..0.5"), ("1e-1..8E-1", "0.1..0.8")])
+def test_interval_is_written_in_one_way(texts: tuple[str, str]) -> None:
+    given, written = texts
+    assert str(Schedule.parse(f"H1:guided={given}")) == f"H1:guided={written}"
 
 
 @pytest.mark.parametrize(
@@ -125,6 +152,22 @@ def test_evaluation_counts(text: str, predictor: int, refiner: int) -> None:
         pytest.param("H1@", r"is no schedule", id="no times after @"),
         pytest.param("H1:", r"is no schedule", id="no reading after :"),
         pytest.param("H1@0,1:single", r"a count or time is not a number", id="reading after the times"),
+        pytest.param("H1:guided=0.8..0.1", r"guided from 0.8 to 0.1; expected 0 ≤ LOW ≤ HIGH ≤ 1", id="ends"),
+        pytest.param("H1:guided=-0.1..1", r"guided from -0.1 to 1.0; expected 0 ≤ LOW", id="guided below 0"),
+        pytest.param("H1:guided=0..1.1", r"guided from 0.0 to 1.1; expected 0 ≤ LOW", id="guided above 1"),
+        pytest.param("H1:guided=nan..1", r"guided from nan to 1.0; expected 0 ≤ LOW", id="guided from nan"),
+        pytest.param("H1:guided=0..nan", r"guided from 0.0 to nan; expected 0 ≤ LOW", id="guided to nan"),
+        pytest.param("H1:guided=a..b", r"^'H1:guided=a..b': a count or time is not a number", id="words"),
+        pytest.param("H1:guided=0.1..0.2..0.3", r"a count or time is not a number", id="three ends"),
+        pytest.param("H1:guided=0.1", r"is no schedule; .*:guided=LOW..HIGH", id="one end"),
+        pytest.param("H1:guided=..1", r"is no schedule", id="no lower end"),
+        pytest.param("H1:guided=0..", r"is no schedule", id="no upper end"),
+        pytest.param("H1:guided=0..1\n", r"is no schedule", id="newline after the interval"),
+        pytest.param("H1:guided= 0..1", r"is no schedule", id="space in the interval"),
+        pytest.param("H1:guided", r"unknown refiner reading 'guided'", id="guided without interval"),
+        pytest.param("H1:guided=0..1:single", r"is no schedule", id="reading after the interval"),
+        pytest.param("H1:guided=0..1:guided=0..1", r"is no schedule", id="two intervals"),
+        pytest.param("H1@0,1:guided=0..1", r"a count or time is not a number", id="interval after the times"),
     ],
 )
 def test_rejects(text: str, message: str) -> None:
@@ -140,6 +183,8 @@ def test_constructor_checks_as_the_text_does() -> None:
         Schedule(())
     with pytest.raises(ScheduleError, match="unknown refiner reading"):
         Schedule((("H", 1),), reading="other")
+    with pytest.raises(ScheduleError, match=r"H1:guided=0\.5\.\.2: guided from 0\.5 to 2; expected"):
+        Schedule((("H", 1),), guided=(0.5, 2))
 
 
 def test_times_survive_json() -> None:

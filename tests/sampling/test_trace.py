@@ -1,6 +1,7 @@
 """Tracing: the program computes what the formulas compute, bit for bit."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def test_running_the_program_equals_calling_the_formulas(
 ) -> None:
     for schedule in schedules:
         called = list(sample(schedule, field_of(variant), noise[:, None]))
-        traced = list(run(trace(schedule, variant), field_of(variant), noise))
+        traced = list(run(trace(schedule, variant), {variant: field_of(variant)}, noise))
         assert len(called) == len(traced) == len(schedule.kinds)
         for (x_called, v_called), (x, v) in zip(called, traced, strict=True):
             assert x.dtype == v.dtype == np.float32
@@ -35,7 +36,7 @@ def test_the_fields_halves_and_steps_matter(field_of: FieldOf, noise: Array) -> 
     """The test above could not fail if the halves, or the step kinds, gave the same numbers."""
     ends = {}
     for text in ("E4", "H4", "P4", "H1R3", "H1R3:consistent", "H1R3:single", "AB2x4", "AB3x4", "AB4x4"):
-        *_, (x, v) = run(trace(Schedule.parse(text), "guided"), field_of("guided"), noise)
+        *_, (x, v) = run(trace(Schedule.parse(text), "guided"), {"guided": field_of("guided")}, noise)
         assert np.abs(v[:, 0] - v[:, 1]).max() > 1e-2
         ends[text] = x
     states = list(ends.values())
@@ -46,8 +47,8 @@ def test_the_fields_halves_and_steps_matter(field_of: FieldOf, noise: Array) -> 
 def test_program_reads_the_conditional_half_only(field_of: FieldOf, noise: Array) -> None:
     """Without a refiner, which reads both halves, guidance halves stay apart."""
     schedule = Schedule.parse("H2P2AB2x2")
-    *_, (guided, _) = run(trace(schedule, "guided"), field_of("guided"), noise)
-    *_, (unguided, _) = run(trace(schedule, "unguided"), field_of("unguided"), noise)
+    *_, (guided, _) = run(trace(schedule, "guided"), {"guided": field_of("guided")}, noise)
+    *_, (unguided, _) = run(trace(schedule, "unguided"), {"unguided": field_of("unguided")}, noise)
     np.testing.assert_array_equal(guided, unguided)
 
 
@@ -108,6 +109,42 @@ def test_other_steps_readings_or_variants_change_the_shape() -> None:
     assert shape("P2") == shape("H1P1")
     shapes = [shape(text) for text in texts] + [shape("H2", "unguided")]
     assert len(set(shapes)) == len(shapes)
+
+
+def test_times_and_coefficients() -> None:
+    """In the order of the instructions, repeated times included."""
+    program = trace(Schedule.parse("H1P1R1:single@0,0.25,0.75,1"), "guided")
+    assert program.times() == (0, 0.25, 0.75, 0.75)
+    assert (program.times("predictor"), program.times("refiner")) == ((0, 0.25, 0.75), (0.75,))
+    # H: x + h·d0, then x + h/2·d0 + h/2·d1; P the same; R: r + v, then x + h·d0.
+    expected = (1, 0.25, 1, 0.125, 0.125, 1, 0.5, 1, 0.25, 0.25, 1, 1, 1, 0.25)
+    assert program.coefficients() == expected
+
+
+def test_time_slots_number_different_times() -> None:
+    program = trace(Schedule.parse("H2P1R2"), "guided")
+    assert program.times("predictor") == (0, 0.2, 0.2, 0.4, 0.6)
+    assert program.time_slots("predictor") == (0, 1, 1, 2, 3)
+    assert program.times("refiner") == (0.6, 0.8, 0.8, 1)
+    # Numbered for each network by itself.
+    assert program.time_slots("refiner") == (0, 1, 1, 2)
+    assert trace(Schedule.parse("E3"), "guided").time_slots("refiner") == ()
+
+
+def test_which_times_are_equal_is_part_of_the_shape() -> None:
+    """What depends on the time alone is computed once for equal times, so buffers differ."""
+    program = trace(Schedule.parse("H2"), "guided")
+    assert program.time_slots("predictor") == (0, 1, 1, 2)
+    evaluations = [n for n, i in enumerate(program.instructions) if isinstance(i, Evaluate)]
+    moved = list(program.instructions)
+    third = moved[evaluations[2]]
+    assert isinstance(third, Evaluate)
+    moved[evaluations[2]] = replace(third, time=0.75)
+    other = replace(program, instructions=tuple(moved))
+    assert other.time_slots("predictor") == (0, 1, 2, 3)
+    assert other.shape() != program.shape()
+    # All numbers changed, with the same times equal: the same shape.
+    assert trace(Schedule.parse("H2@0,0.1,1"), "guided").shape() == program.shape()
 
 
 def rounding_order(program: Program) -> list[tuple[int, ...]]:

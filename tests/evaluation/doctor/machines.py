@@ -22,6 +22,11 @@ NO_CUDA_LIBRARIES = (
 )
 
 
+NO_DRIVER = "device cuda:0 needs an NVIDIA GPU and its driver, which do not answer; use --device cpu"
+# cuda-bindings and NVRTC that work with the GPU.
+REACHED = Answer(details={"lacking": {}, "devices": {"cuda:0": ""}})
+
+
 def absent(module: str) -> Answer:
     return Answer(error=f"No module named '{module}'", missing=module)
 
@@ -64,6 +69,8 @@ FACTS = Facts(
     ),
     onnxruntime=onnxruntime("cpu"),
     cuda=onnxruntime(said=NO_CUDA_LIBRARIES),
+    tensorrt=onnxruntime(said=NO_CUDA_LIBRARIES),
+    cuda_packages=Answer(details={"lacking": {}, "devices": {"cuda:0": NO_DRIVER}}),
     libraries={module: Answer(version="3.0") for module in (*EXPORT_LIBRARIES, "PIL", "polygraphy")},
     compilers={
         "onnxruntime": Answer(version="onnxruntime 1.31.1"),
@@ -82,7 +89,8 @@ def machine(**changes: Any) -> Facts:
 def with_gpu(cuda: Answer | None = None, **changes: Any) -> Facts:
     """Return the facts of a machine with an L4 on which the CUDA provider starts, unless told otherwise."""
     facts = machine(gpus=(L4,), gpu_error="")
-    return replace(facts, cuda=onnxruntime("cuda:0") if cuda is None else cuda, **changes)
+    cuda = onnxruntime("cuda:0") if cuda is None else cuda
+    return replace(facts, **{"cuda": cuda, "cuda_packages": REACHED, **changes})
 
 
 def compiling(**answers: Answer) -> dict[str, Answer]:

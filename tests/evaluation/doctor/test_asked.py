@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from flowturbo_trt.evaluation.doctor.asked import activation_bytes, ask_bundle, ask_model, weight_bytes
+from flowturbo_trt.evaluation.doctor.asked import ask_bundle
+from flowturbo_trt.evaluation.doctor.asked_model import activation_bytes, ask_model, weight_bytes
 from flowturbo_trt.evaluation.doctor.diagnosis import diagnose
 from flowturbo_trt.evaluation.doctor.facts import HERE, Facts
-from flowturbo_trt.evaluation.doctor.findings import Asked, Finding
+from flowturbo_trt.evaluation.doctor.findings import Asked, Finding, readable
 from flowturbo_trt.evaluation.doctor.probes import Answer
 from flowturbo_trt.tests.bundles import changed_copy
 from flowturbo_trt.tests.evaluation.doctor.machines import (
@@ -57,10 +58,30 @@ def test_bundle_that_runs(tiny_bundle: Path) -> None:
     asked = ask_bundle(tiny_bundle, FACTS)
     assert asked.possible
     assert [finding.status for finding in asked.findings] == ["ok"] * 3
-    assert named(asked, "onnxruntime fp32").detail == "predictor guided, refiner guided, decoder: on cpu"
+    assert named(asked, "onnxruntime fp32").detail == (
+        "predictor guided, refiner guided, predictor_conditioner, refiner_conditioner, decoder: on cpu"
+    )
     on_gpu = ask_bundle(tiny_bundle, with_gpu())
     assert named(on_gpu, "onnxruntime fp32").detail.endswith("on cpu, cuda:0")
     assert named(on_gpu, "memory, cuda:0").status == "ok"
+
+
+def test_conditioners_are_weighed_with_the_rest(golden_bundle: Path) -> None:
+    sizes = {file.name: file.stat().st_size for file in (golden_bundle / "onnx").iterdir()}
+    loaded = sum(size for name, size in sizes.items() if "unguided" not in name)
+    without = loaded - sum(size for name, size in sizes.items() if "conditioner" in name)
+    assert readable(loaded) != readable(without)
+    memory = named(ask_bundle(golden_bundle, FACTS), "memory, cpu")
+    assert f"{readable(loaded)} of it weights" in memory.detail
+
+
+def test_conditioner_that_is_not_there(tiny_bundle: Path, tmp_path: Path) -> None:
+    def remove(manifest: dict[str, Any]) -> None:
+        manifest["engines"] = [e for e in manifest["engines"] if e["network"] != "refiner_conditioner"]
+
+    asked = ask_changed(tiny_bundle, tmp_path, remove)
+    assert not asked.possible
+    assert "no refiner_conditioner engine for onnxruntime" in named(asked, "onnxruntime").detail
 
 
 def test_damaged_bundle(tiny_copy: Path) -> None:
@@ -92,7 +113,8 @@ def test_memory_that_does_not_hold_the_engines(tiny_bundle: Path) -> None:
 
 def test_gpu_with_room_where_the_host_has_none(tiny_bundle: Path) -> None:
     facts = with_gpu()
-    facts = replace(facts, machine=replace(facts.machine, memory_available=1000))
+    facts = replace(facts, machine=replace(facts.machine, memory_available=50_000))
+    assert named(ask_bundle(tiny_bundle, facts), "memory, cpu").status == "problem"
     assert ask_bundle(tiny_bundle, facts).possible
 
 

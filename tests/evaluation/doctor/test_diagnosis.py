@@ -12,6 +12,7 @@ from flowturbo_trt.tests.evaluation.doctor.machines import (
     FACTS,
     L4,
     NO_CUDA_LIBRARIES,
+    REACHED,
     absent,
     compiling,
     found,
@@ -39,6 +40,8 @@ MACHINES = {
         registries=absent("numpy"),
         onnxruntime=absent("onnxruntime"),
         cuda=absent("onnxruntime"),
+        tensorrt=absent("onnxruntime"),
+        cuda_packages=absent("numpy"),
         libraries={module: absent(module) for module in FACTS.libraries},
     ),
     "all crash": replace(
@@ -46,6 +49,8 @@ MACHINES = {
         registries=CRASH,
         onnxruntime=CRASH,
         cuda=CRASH,
+        tensorrt=CRASH,
+        cuda_packages=CRASH,
         libraries=dict.fromkeys(FACTS.libraries, CRASH),
         compilers={},
         backends={},
@@ -73,17 +78,6 @@ def test_usual_machine() -> None:
     assert found(diagnosis, "memory").detail == "20.0 GiB of 24.0 GiB available"
     gpu = found(diagnosis, "GPU")
     assert (gpu.status, gpu.remedy.startswith("only if a GPU is to be used")) == ("not needed", True)
-
-
-def test_backends_that_are_built_and_not_run() -> None:
-    """As the registries say: what this version compiles for without running it."""
-    for backend in ("tensorrt-rtx", "tensorrt"):
-        finding = found(FACTS, f"on {backend}")
-        assert (finding.status, "cannot run them yet" in finding.detail) == ("not needed", True)
-    later = replace(with_gpu(), backends={"onnxruntime": Answer(), "tensorrt-rtx": Answer()})
-    assert diagnose(later).runs == {"onnxruntime": ("cpu", "cuda:0"), "tensorrt-rtx": ("cuda:0",)}
-    without = replace(FACTS, backends={"onnxruntime": Answer(), "tensorrt-rtx": Answer()})
-    assert found(without, "on tensorrt-rtx").detail == "there is no GPU"
 
 
 def test_python_that_is_too_old() -> None:
@@ -172,7 +166,7 @@ def test_provider_that_dies() -> None:
 
 def test_gpu_that_only_the_provider_sees() -> None:
     """Containers may have the driver without nvidia-smi."""
-    facts = replace(FACTS, cuda=onnxruntime("cuda:0"))
+    facts = replace(FACTS, cuda=onnxruntime("cuda:0"), cuda_packages=REACHED)
     assert diagnose(facts).runs == {"onnxruntime": ("cpu", "cuda:0")}
 
 

@@ -1,6 +1,7 @@
 """Bisecting names the layer that was tampered with."""
 
 import importlib.util
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from flowturbo_trt.tests.faults import (
     product_weights,
     scale_decoder,
     scale_product,
+    scale_row,
     swap_conditions,
+    swap_modulations,
 )
 
 
@@ -36,11 +39,22 @@ def find(bundle: Path) -> Bisection:
     return bisect(Bundle.open(bundle), result, report.recordings)
 
 
-@pytest.mark.parametrize(("index", "external"), [*((i, False) for i in range(10)), (0, True), (4, True)])
-def test_names_the_perturbed_weight(tiny_copy: Path, index: int, external: bool) -> None:
+@pytest.mark.parametrize(
+    ("network", "index", "external"),
+    [
+        *(("predictor", index, False) for index in range(6)),
+        *(("predictor_conditioner", index, False) for index in range(4)),
+        ("predictor", 0, True),
+        ("predictor", 4, True),
+        ("predictor_conditioner", 2, True),
+    ],
+)
+def test_names_the_perturbed_weight(tiny_copy: Path, network: str, index: int, external: bool) -> None:
     """Also where the weights lie in a file of their own."""
-    plant(tiny_copy, "predictor", scale_product(index, 1.01), external=external)
-    weights = product_weights(onnx.load(tiny_copy / "onnx" / "predictor.guided.onnx"))
+    variant = "guided" if network == "predictor" else None
+    plant(tiny_copy, network, scale_product(index, 1.01), variant, external=external)
+    (graph,) = (g for g in Bundle.open(tiny_copy).manifest.graphs if g.network == network)
+    weights = product_weights(onnx.load(tiny_copy / graph.file))
     name, node = list(weights.items())[index]
     found = find(tiny_copy).divergence
     assert found is not None
@@ -55,16 +69,42 @@ def test_names_the_convolution_of_a_decoder(tiny_copy: Path) -> None:
     assert found.relative_l2 == pytest.approx(0.05, rel=0.01)
 
 
-@pytest.mark.parametrize(("fault", "op_type"), [(swap_conditions, "Gather"), (half_precision_time, None)])
-def test_names_where_other_faults_begin(tiny_copy: Path, fault: Fault, op_type: str | None) -> None:
-    found = find(plant(tiny_copy, "predictor", fault)).divergence
+@pytest.mark.parametrize(
+    ("bundle", "network", "fault", "op_type"),
+    [
+        ("tiny_bundle", "predictor", swap_modulations, "Concat"),
+        ("tiny_bundle", "predictor_conditioner", half_precision_time, None),
+        ("tiny_fused_bundle", "predictor", swap_conditions, "Gather"),
+        ("tiny_fused_bundle", "predictor", half_precision_time, None),
+    ],
+)
+def test_names_where_other_faults_begin(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    bundle: str,
+    network: str,
+    fault: Fault,
+    op_type: str | None,
+) -> None:
+    copy = Path(shutil.copytree(request.getfixturevalue(bundle), tmp_path / "copy"))
+    variant = "guided" if network == "predictor" else None
+    found = find(plant(copy, network, fault, variant)).divergence
     assert found is not None
     assert op_type is None or found.op_type == op_type
 
 
+def test_what_is_wrong_with_the_null_condition_alone(tiny_copy: Path) -> None:
+    """A conditioner is called for the label and for none; only the second call shows it."""
+    fault = scale_row("network.y_embedder.embedding_table.weight", -1, 1.5)
+    found = find(plant(tiny_copy, "predictor_conditioner", fault, None)).divergence
+    assert found is not None
+    assert found.op_type == "Gather"
+    assert found.weights == ("network.y_embedder.embedding_table.weight",)
+
+
 def test_half_precision_engines(tiny_bundle: Path, tmp_path: Path) -> None:
     """Casts have no counterpart and are passed over."""
-    found = find(plant(copy_in("fp16", tiny_bundle, tmp_path), "predictor", scale_product(4, 1.1))).divergence
+    found = find(plant(copy_in("fp16", tiny_bundle, tmp_path), "predictor", scale_product(1, 1.1))).divergence
     assert found is not None
     assert found.op_type == "MatMul"
     assert "attn.qkv" in found.weights[0]
@@ -89,3 +129,14 @@ def test_missing_tools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BisectError, match=r"pip install 'flowturbo_trt\[verify\]'"):
         require_tools()
+
+
+def test_an_engine_that_is_the_graph(tiny_copy: Path) -> None:
+    """What lowers the graph as it loads it has no layers of its own in a file."""
+    report, result = failed(plant(tiny_copy, "predictor", scale_product(0, 1.1)))
+    manifest = Bundle.open(tiny_copy).manifest
+    graph = next(g for g in manifest.graphs if g.name == result.engine.name)
+    engine = replace(result.engine, file=graph.file, data=graph.data, backend="openvino", precision="bf16")
+    found = bisect(Bundle.open(tiny_copy), replace(result, engine=engine), report.recordings)
+    assert found.divergence is None
+    assert found.note.endswith("the difference arises in how openvino computes it in bf16")

@@ -2,14 +2,17 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 
 from flowturbo_trt.bundle.manifest import Engine
 from flowturbo_trt.bundle.store import Bundle
+from flowturbo_trt.evaluation.parity.build_side import faults_in_files
 from flowturbo_trt.evaluation.parity.engine_file import find_fault
 from flowturbo_trt.evaluation.parity.thresholds import thresholds
+from flowturbo_trt.tests.bundles import edit_manifest
 from flowturbo_trt.tests.faults import (
     copy_in,
     half_precision_time,
@@ -38,15 +41,23 @@ def test_honest_engines(half: Path) -> None:
     assert find(half, "predictor") is None
     assert find(half, "predictor", "unguided") is None
     assert find(half, "refiner") is None
+    assert find(half, "predictor_conditioner", None) is None
+    assert find(half, "refiner_conditioner", None) is None
     assert find(half, "decoder", None) is None
 
 
-def test_any_weight_off_by_a_percent(half: Path, tmp_path: Path) -> None:
-    """Outputs of this predictor in fp16 show it in 2 of its 20 matrices."""
+@pytest.mark.parametrize(
+    ("network", "variant", "count"), [("predictor", "guided", 14), ("predictor_conditioner", None, 6)]
+)
+def test_any_weight_off_by_a_percent(
+    half: Path, tmp_path: Path, network: str, variant: str | None, count: int
+) -> None:
+    """Outputs in fp16 show it in few of these matrices."""
     manifest = Bundle.open(half).manifest
-    engine, graph = manifest.engine("predictor", "guided", "onnxruntime"), half / manifest.graphs[0].file
+    engine = manifest.engine(network, variant, "onnxruntime")
+    (graph,) = (half / g.file for g in manifest.graphs if (g.network, g.variant) == (network, variant))
     names = list(product_weights(onnx.load(half / engine.file)))
-    assert len(names) == 20
+    assert len(names) == count
     for index, name in enumerate(names):
         model = onnx.load(half / engine.file)
         scale_product(index, 1.01)(model)
@@ -56,9 +67,22 @@ def test_any_weight_off_by_a_percent(half: Path, tmp_path: Path) -> None:
         assert str(fault).startswith(f"its weight {weight} is off by ")
 
 
-def test_time_embedding(half: Path) -> None:
-    plant(half, "predictor", half_precision_time)
-    found = find(half, "predictor")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize(
+    ("bundle", "network", "variant"),
+    [("golden_bundle", "predictor_conditioner", None), ("golden_fused_bundle", "predictor", "guided")],
+)
+def test_time_embedding(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    bundle: str,
+    network: str,
+    variant: str | None,
+    precision: str,
+) -> None:
+    half = copy_in(precision, request.getfixturevalue(bundle), tmp_path)
+    plant(half, network, half_precision_time, variant)
+    found = find(half, network, variant)
     assert found is not None
     assert found.startswith("computes the time embedding in half precision (")
 
@@ -78,3 +102,17 @@ def test_nan_is_a_fault(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_limits_are_what_rounding_does() -> None:
     assert thresholds("fp16").weight_relative_l2 == 2**-11
     assert thresholds("fp32").weight_relative_l2 == 0
+
+
+def test_what_is_lowered_on_loading_lies_there_in_float32(tiny_copy: Path) -> None:
+    """An engine of OpenVINO in bf16: rounding explains no difference in its file."""
+    plant(tiny_copy, "predictor", scale_weight("network.final_layer.linear.weight", 1 + 1e-4))
+
+    def change(manifest: dict[str, Any]) -> None:
+        for engine in manifest["engines"]:
+            engine.update(backend="openvino", precision="bf16")
+
+    edit_manifest(tiny_copy, change)
+    faults, notes = faults_in_files(Bundle.open(tiny_copy))
+    assert (len(faults), notes) == (1, ())
+    assert "final_layer.linear.weight is off by 0.0001" in next(iter(faults.values()))

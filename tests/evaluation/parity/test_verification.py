@@ -1,7 +1,6 @@
 """Verification as a library: what is recorded, what is compared, and what each kind of fault shows."""
 
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,10 +31,12 @@ from flowturbo_trt.evaluation.parity.thresholds import THRESHOLDS, ThresholdErro
 from flowturbo_trt.evaluation.parity.verification import verify
 from flowturbo_trt.runtime.host_trajectory import HostTrajectory
 from flowturbo_trt.runtime.pipeline import Pipeline
+from flowturbo_trt.sampling.program import Program
 from flowturbo_trt.tests.bundles import edit_manifest, latents
-from flowturbo_trt.tests.faults import plant, scale_product, swap_conditions
+from flowturbo_trt.tests.faults import plant, scale_product
 
 OPTIONS = ParityOptions(threads=1)
+NETWORKS = ["predictor", "refiner", "predictor_conditioner", "refiner_conditioner", "decoder"]
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,12 @@ def test_recording_is_the_pipelines_trajectory(recording: Recording, tiny_pipeli
         guidance=request.guidance,
     )
     assert row_relative_l2(found, recording.latents).max() < 1e-6
-    assert [call.network for call in recording.calls] == ["predictor"] * 3 + ["refiner"] * 2
-    assert [call.index for call in recording.calls] == [0, 1, 2, 3, 4]
+    # Before each call its conditioner's, for the label and for none.
+    assert [call.network for call in recording.calls] == [
+        *["predictor_conditioner", "predictor_conditioner", "predictor"] * 3,
+        *["refiner_conditioner", "refiner_conditioner", "refiner"] * 2,
+    ]
+    assert [call.index for call in recording.calls] == [index for index in range(5) for _ in range(3)]
     assert {len(array) for call in recording.calls for array in call.inputs.values()} == {4}
     assert recording.images is not None
     assert recording.images.shape == (4, 8, 8, 3)
@@ -100,7 +105,7 @@ def test_amplification_of_guidance() -> None:
 def refiner_call(output: np.ndarray) -> Call:
     velocity = np.ones_like(output)
     inputs = {"state": velocity[:, 0], "velocity": velocity, "guidance": np.array([1, 2], np.float32)}
-    return Call("R", "guided", 3, "refiner", 0.5, inputs, output)
+    return Call("R", "guided", 3, "refiner", "guided", 0.5, inputs, output)
 
 
 def test_an_untrained_refiner_is_measured_against_the_velocity() -> None:
@@ -148,12 +153,14 @@ def test_thresholds() -> None:
 def test_an_honest_bundle(tiny_bundle: Path) -> None:
     report = verify(Bundle.open(tiny_bundle), OPTIONS)
     assert [check.status for check in report.checks] == ["passed"] * len(report.checks)
-    assert [result.engine.network for result in report.engines] == ["predictor", "refiner", "decoder"]
+    assert [result.engine.network for result in report.engines] == NETWORKS
     assert [(t.schedule, t.batch) for t in report.trajectories] == [("H1P1R1", 1), ("H1P1R1", 3)]
     assert len(report.trajectories[0].per_step) == 3
     # 4 rows of 3 calls: all rows at the largest batch, the first one at batch 1.
     assert [call.batch for call in engine(report, "predictor").calls] == [1] * 3 + [3] * 6
-    assert [result.engine.network for result in report.torch] == ["predictor", "refiner", "decoder"]
+    # Of a conditioner the rows have no batch: all at once, for label and for none.
+    assert [call.batch for call in engine(report, "predictor_conditioner").calls] == [4] * 6
+    assert [result.engine.network for result in report.torch] == NETWORKS
     assert ["graphs themselves" in note for note in report.notes] == [True]
 
 
@@ -167,13 +174,13 @@ def test_what_is_not_evaluated_is_not_called_verified(tiny_bundle: Path) -> None
 def test_a_fault_of_the_runtime_shows_in_the_trajectory_alone(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    combine: Callable[..., Any] = HostTrajectory._combine
+    set_program: Callable[..., None] = HostTrajectory.set_program
 
-    def combine_wrongly(self: HostTrajectory, instruction: Any) -> None:
-        terms = tuple((1.001 * coefficient, register) for coefficient, register in instruction.terms)
-        combine(self, replace(instruction, terms=terms))
+    def set_wrongly(self: HostTrajectory, program: Program, rows: slice | None = None) -> None:
+        set_program(self, program, rows)
+        self._arrays["coefficients"][...] *= 1.001
 
-    monkeypatch.setattr(HostTrajectory, "_combine", combine_wrongly)
+    monkeypatch.setattr(HostTrajectory, "set_program", set_wrongly)
     report = verify(Bundle.open(tiny_bundle), OPTIONS)
     assert {result.status for result in report.engines} == {"passed"}
     assert {result.status for result in report.trajectories} == {"failed"}
@@ -203,27 +210,9 @@ def test_a_program_of_other_steps(tiny_copy: Path) -> None:
     assert [t.failure for t in report.trajectories] == ["its program has 2 steps, the schedule 3"] * 2
 
 
-@pytest.mark.parametrize(("field", "value"), [("depth", 5), ("num_heads", 1), ("hidden_size", 32)])
-def test_a_configuration_that_is_not_the_graphs(tiny_copy: Path, field: str, value: int) -> None:
-    edit_manifest(tiny_copy, lambda manifest: manifest["model"]["config"].update({field: value}))
-    report = verify(Bundle.open(tiny_copy), OPTIONS)
-    assert [result.status for result in report.torch] == ["failed", "passed", "passed"]
-
-
-def test_a_bundle_built_before_weights_were_named(tiny_copy: Path) -> None:
-    """Nothing is wrong with it: what cannot be compared is said not to be."""
-
-    def change(manifest: dict[str, Any]) -> None:
-        manifest["model"]["decoder_config"] = None
-
-    edit_manifest(tiny_copy, change)
-    report = verify(Bundle.open(tiny_copy), OPTIONS)
-    assert [result.status for result in report.torch] == ["passed", "passed", "not run"]
-
-
 def test_a_fault_of_one_engine_leaves_the_others(tiny_copy: Path) -> None:
     report = verify(Bundle.open(plant(tiny_copy, "refiner", scale_product(0, 1.1))), OPTIONS)
-    assert [result.status for result in report.engines] == ["passed", "failed", "passed"]
+    assert [result.status for result in report.engines] == ["passed", "failed", "passed", "passed", "passed"]
     # Two steps are the predictor's, the third the refiner's.
     assert [result.left_at for result in report.trajectories] == [2, 2]
 
@@ -255,30 +244,3 @@ def test_without_a_reference(tiny_copy: Path) -> None:
 def test_options_that_name_what_is_not_there(tiny_bundle: Path, changed: Any, words: str) -> None:
     with pytest.raises(ParityError, match=words):
         verify(Bundle.open(tiny_bundle), replace(OPTIONS, **changed))
-
-
-def test_torch_is_optional(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise ModuleNotFoundError("No module named 'torch'", name="torch")
-
-    monkeypatch.setattr("flowturbo_trt.evaluation.parity.build_side.import_module", missing)
-    report = verify(Bundle.open(tiny_bundle), OPTIONS)
-    assert report.torch == ()
-    assert report.notes[:2] == (
-        "float32 graphs not held against torch: torch is not installed",
-        "weights of engines not held against the graphs': torch is not installed",
-    )
-
-
-def test_a_graph_that_is_not_torchs(tiny_copy: Path) -> None:
-    """Only torch can tell that the float32 graph itself is wrong: the engine agrees with it."""
-    plant(tiny_copy, "predictor", swap_conditions)
-    (faulty,) = (tiny_copy / "engines" / "onnxruntime").iterdir()
-    graph = "onnx/predictor.guided.onnx"
-    shutil.copy(faulty, tiny_copy / graph)
-    name = faulty.relative_to(tiny_copy).as_posix()
-    edit_manifest(tiny_copy, lambda manifest: manifest["files"].update({graph: manifest["files"][name]}))
-    report = verify(Bundle.open(tiny_copy), OPTIONS)
-    assert {result.status for result in report.engines} == {"passed"}
-    assert {result.status for result in report.trajectories} == {"passed"}
-    assert [result.status for result in report.torch] == ["failed", "passed", "passed"]

@@ -14,6 +14,7 @@ import pytest
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.evaluation.speed.latency import (
     CALLS_AFTER_PAUSE,
+    LONG_CALL,
     Breakdown,
     Clock,
     Stability,
@@ -24,6 +25,8 @@ from flowturbo_trt.evaluation.speed.latency import (
     median_interval,
 )
 from flowturbo_trt.runtime.backend_onnxruntime import OnnxRuntimeBackend
+from flowturbo_trt.sampling.schedule import Schedule
+from flowturbo_trt.sampling.trace import trace
 
 
 class FakeClock:
@@ -105,12 +108,21 @@ def test_at_most(fake: FakeClock) -> None:
 
 def test_libraries_rest_before_their_turn(fake: FakeClock) -> None:
     """After a pause one call goes uncounted: it pays for what the pause let go cold."""
-    cold = [9.0, 9.0, *[1.0] * CALLS_AFTER_PAUSE, *[9.0, *[1.0] * CALLS_AFTER_PAUSE] * 9]
-    calls = {"a": fake.call("a", cold), "b": fake.call("b", [2.0])}
+    cold = [0.5, 0.5, *[0.125] * CALLS_AFTER_PAUSE, *[0.5, *[0.125] * CALLS_AFTER_PAUSE] * 9]
+    calls = {"a": fake.call("a", cold), "b": fake.call("b", [0.25])}
     timings = measure(calls, Stability(at_least=6, at_most=6, seconds=1e9), pause=0.25, clock=fake.clock)
-    assert timings["a"].samples == (1.0,) * 6
+    assert timings["a"].samples == (0.125,) * 6
     turn = 1 + CALLS_AFTER_PAUSE
     assert fake.happened == ["a", "b", *(["rest", *["a"] * turn, "rest", *["b"] * turn] * 2)]
+
+
+def test_long_call_needs_no_company(fake: FakeClock) -> None:
+    """What the pause let go cold is little of it, and repeating it would take long."""
+    calls = {"a": fake.call("a", [LONG_CALL]), "b": fake.call("b", [0.25])}
+    timings = measure(calls, Stability(at_least=2, at_most=2, seconds=1e9), pause=0.25, clock=fake.clock)
+    assert timings["a"].samples == (LONG_CALL,) * 2
+    turn = 1 + CALLS_AFTER_PAUSE
+    assert fake.happened == ["a", "b", *(["rest", "a", "rest", *["b"] * turn] * 2)]
 
 
 def test_median_interval_of_order_statistics() -> None:
@@ -159,6 +171,7 @@ class Counting:
         self.backend = backend
         self.bind, self.prepare, self.evaluate = backend.bind, backend.prepare, backend.evaluate
         self.calls: Counter[str] = Counter()
+        self.rows: dict[str, int] = {}
 
     def engine(self, network: str, variant: str | None) -> "CountingEngine":
         return CountingEngine(self, network, variant)
@@ -173,8 +186,11 @@ class CountingEngine:
     def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Callable[[], None]:
         call = self.owner.backend.engine(self.network, self.variant).bind(inputs, outputs)
 
+        name = f"{self.network} {self.variant or ''}".rstrip()
+        self.owner.rows[name] = len(next(iter(inputs.values())))
+
         def counted() -> None:
-            self.owner.calls[self.network] += 1
+            self.owner.calls[name] += 1
             call()
 
         return counted
@@ -189,15 +205,47 @@ class Opaque:
 
 def test_breakdown_calls_engines_as_often_as_the_program(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
-    backend = Counting(OnnxRuntimeBackend(bundle, "cpu", 1))
+    backend = Counting(OnnxRuntimeBackend(bundle, 1))
     program = bundle.manifest.programs["H1P1R1"]["guided"]
     stability = Stability(at_least=2, at_most=2)
     found = breakdown(backend, bundle.manifest, program, 3, stability, decode=True)
     assert found is not None
-    assert set(found.engines) == {"predictor", "refiner", "decoder"}
-    # A warm-up and two rounds.
-    assert backend.calls == {"predictor": 3 * 3, "refiner": 3 * 2, "decoder": 3}
+    conditioners = {"predictor_conditioner", "refiner_conditioner"}
+    assert set(found.engines) == {"predictor", "refiner", "decoder"} | conditioners
+    # A warm-up and two rounds; conditioners once in each, for all times of all rows.
+    assert backend.calls == {
+        "predictor guided": 3 * 3,
+        "refiner guided": 3 * 2,
+        "decoder": 3,
+        **dict.fromkeys(conditioners, 3),
+    }
+    for network in ("predictor", "refiner"):
+        assert backend.rows[f"{network}_conditioner"] == 3 * len(set(program.times(network)))
+    assert backend.rows["predictor guided"] == 3
     assert breakdown(Opaque(backend.backend), bundle.manifest, program, 3, stability, decode=True) is None
     without = breakdown(backend, bundle.manifest, program, 3, stability, decode=False)
     assert without is not None
-    assert set(without.engines) == {"predictor", "refiner"}
+    assert set(without.engines) == {"predictor", "refiner"} | conditioners
+
+
+@pytest.mark.parametrize("bundle", ["golden_bundle", "golden_fused_bundle"])
+def test_breakdown_tells_the_variants_of_a_mixed_program_apart(
+    bundle: str, request: pytest.FixtureRequest
+) -> None:
+    opened = Bundle.open(request.getfixturevalue(bundle))
+    backend = Counting(OnnxRuntimeBackend(opened, 1))
+    program = trace(Schedule.parse("H2R1:guided=0..0.5"), "guided")
+    stability = Stability(at_least=2, at_most=2)
+    found = breakdown(backend, opened.manifest, program, 2, stability, decode=False)
+    assert found is not None
+    names = {"predictor guided", "predictor unguided", "refiner"}
+    hoisted = bundle == "golden_bundle"
+    assert set(found.engines) - names == (
+        {"predictor_conditioner", "refiner_conditioner"} if hoisted else set()
+    )
+    assert set(found.engines) >= names
+    evaluations = program.evaluations()
+    for (network, variant), count in evaluations.items():
+        assert backend.calls[f"{network} {variant}"] == 3 * count
+    assert {variant for network, variant in evaluations if network == "refiner"} == {"unguided"}
+    assert found.shares.keys() == {*found.engines, "rest"}

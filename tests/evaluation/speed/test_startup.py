@@ -10,7 +10,7 @@ from flowturbo_trt.evaluation.speed.startup import StartupError, Work, measure_s
 
 @pytest.fixture
 def work(tiny_bundle: Path) -> Work:
-    return Work(str(tiny_bundle), "onnxruntime", "cpu", 1, "H1P1R1", 1, 2.0, decode=True)
+    return Work(str(tiny_bundle), "onnxruntime", "cpu", None, 1, "H1P1R1", 1, 2.0, decode=True)
 
 
 def test_a_process_reports_time_and_memory(work: Work) -> None:
@@ -36,7 +36,7 @@ def test_medians_over_processes(work: Work, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_failure_is_one_line(tmp_path: Path, work: Work) -> None:
-    wrong = Work(str(tmp_path), "onnxruntime", "cpu", 1, "H2", 1, 2.0, decode=True)
+    wrong = Work(str(tmp_path), "onnxruntime", "cpu", None, 1, "H2", 1, 2.0, decode=True)
     with pytest.raises(
         StartupError, match=r"a fresh process failed before its first image: .*no bundle here"
     ):
