@@ -2,11 +2,12 @@
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 PY := .venv/bin/python
+GPU_PY = $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 INSTALLED := .venv/installed
 TYPES := build/types/flowturbo_trt
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo test lint proof digits lock wheel clean help
+.PHONY: setup demo test lint proof gpu-check gpu-bench digits lock wheel clean help
 
 setup: $(INSTALLED)  ## create .venv with everything the other targets need (again when pyproject.toml changes)
 
@@ -35,6 +36,13 @@ lint: setup  ## check style, formatting and types
 proof: setup  ## run what is heavy or timed and write benchmarks/results/
 	$(PY) -m flowturbo_trt.benchmarks.proof
 
+# Without setup, which wants a network: what is installed on the GPU's machine is used.
+gpu-check:  ## check every backend on this machine's GPU: make gpu-check ARGS="--backend tensorrt-rtx"
+	$(GPU_PY) -m flowturbo_trt.benchmarks.gpu_check $(ARGS)
+
+gpu-bench:  ## time them beside torch: make gpu-bench ARGS="--batch 1 --minutes 9"
+	$(GPU_PY) -m flowturbo_trt.benchmarks.gpu_bench $(ARGS)
+
 digits: setup  ## train the digits example anew
 	$(PY) -m flowturbo_trt.examples.digits.recipe
 
@@ -52,4 +60,4 @@ clean:  ## remove build products and caches; .venv and out/ stay
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from flowturbo_trt.benchmarks.gpu import tables as gpu_tables
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -25,6 +27,8 @@ def with_tables(text: str) -> str:
 
 def render(name: str) -> str:
     """Return the Markdown of a result file: its table, its checks and how it was measured."""
+    if name in gpu_tables.MAKE:
+        return gpu_tables.render(name, RESULTS)
     result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return "\n".join([*TABLES[name](result), "", *_checks(result), "", _configuration(result), ""])
 
@@ -129,3 +133,8 @@ def _configuration(result: dict[str, Any]) -> str:
     how += [f"medians of {result['repeats']} runs in turn"] if "repeats" in result else []
     parts = [f"{machine['cores']} cores of {machine['cpu']}, {gpu}", ", ".join(how), packages]
     return f"{'; '.join(filter(None, parts))}. Written by `make proof`."
+
+
+if __name__ == "__main__":
+    # Where result files have come from another machine.
+    update_readme()

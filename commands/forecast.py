@@ -94,7 +94,7 @@ def memory_lines(plan: MemoryPlan, schedule: str) -> list[str]:
 
 
 def cost_lines(costs: Sequence["ScheduleCost"], backend: str) -> list[str]:
-    """Lay costs out; what is saved is a share of what there would be without."""
+    """Lay costs out; what is saved would come on top of what is left."""
     saved = (
         "hoisting saves" if costs[0].conditioning == "hoisted" else "hoisting would save",
         "unguided saves",

@@ -151,7 +151,7 @@ class TorchNetworks:
             whole: nn.Module = _Images(module) if network == "decoder" else _Velocity(module)
             if network == "decoder" and self.options.channels_last:
                 # Activations follow the weights.
-                whole = whole.to(memory_format=torch.channels_last)
+                whole = whole.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs lack it
             self._modules[key] = self._compiled(whole) if self.options.compiled else whole
         return self._modules[key]
 

@@ -17,7 +17,7 @@ from flowturbo_trt.bundle.manifest import (
     Model,
 )
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.export.compile import AS_IS, GPU_BACKENDS, Compiler, EngineRequest, load_compiler
+from flowturbo_trt.export.compile import GPU_BACKENDS, Compiler, EngineRequest, is_as_is, load_compiler
 from flowturbo_trt.export.graphs import Exportable, export_one, exportables
 from flowturbo_trt.export.keys import engine_key, graph_key
 from flowturbo_trt.export.networks import CONDITIONER_ROWS, velocity_halves
@@ -140,7 +140,7 @@ def compile_engine(
     """Compile one engine, unless it is there already, and describe it."""
     key: dict[str, str] = {}
     files = list(graph.files)
-    if request.precision not in AS_IS.get(backend, ()):
+    if not is_as_is(backend, request.precision):
         key = engine_key(request, {file: work.files[file] for file in files}, backend, compiler)
         name, place = f"{backend} {graph.name}", f"engines/{backend}"
         files = list(work.piece(name, place, key, lambda folder: compiler.compile(request, folder)).files)

@@ -8,23 +8,39 @@ from pathlib import Path
 from flowturbo_trt.bundle.manifest import Tensor
 from flowturbo_trt.sampling.errors import FlowTurboError
 
-# Backend → "module:function" (targets) → compiler; imported when asked for, so that none needs
-# another's packages.
-COMPILERS = {
-    "onnxruntime": "flowturbo_trt.export.compile_onnxruntime:open_compiler",
-    "tensorrt-rtx": "flowturbo_trt.export.compile_tensorrt:open_rtx",
-    "tensorrt": "flowturbo_trt.export.compile_tensorrt:open_enterprise",
-    "openvino": "flowturbo_trt.export.compile_openvino:open_compiler",
-}
-# Those whose engines are plans for a GPU.
-GPU_BACKENDS = ("tensorrt-rtx", "tensorrt")
-# On the CPU that which every processor has, and which loses nothing unasked.
-DEFAULT_PRECISION = {"onnxruntime": "fp32", "tensorrt-rtx": "fp16", "tensorrt": "fp16", "openvino": "fp32"}
-# Backends that do not have all precisions, and those that they have.
-PRECISIONS_OF = {"openvino": ("fp32", "bf16")}
+PRECISIONS = ("fp32", "fp16", "bf16")
 
-# Precisions in which a backend loads the float32 graph itself: there is nothing to compile.
-AS_IS = {"onnxruntime": ("fp32",), "openvino": PRECISIONS_OF["openvino"]}
+
+@dataclass(frozen=True)
+class CompilerRow:
+    """What opens a backend's compiler, as "module:function" (targets), and what it can be asked for.
+
+    `precision` is its default, `precisions` those it has. In those it takes `as_is` the backend loads
+    the float32 graph itself, and there is nothing to compile. `for_gpu`: engines are plans for a GPU.
+    The module is imported when asked for, so that no compiler needs another's packages.
+    """
+
+    opener: str
+    precision: str
+    precisions: tuple[str, ...] = PRECISIONS
+    as_is: tuple[str, ...] = ()
+    for_gpu: bool = False
+
+
+_EXPORT = "flowturbo_trt.export"
+# On the CPU the default is what every processor has, and what loses nothing unasked.
+COMPILERS = {
+    "onnxruntime": CompilerRow(f"{_EXPORT}.compile_onnxruntime:open_compiler", "fp32", as_is=("fp32",)),
+    "tensorrt-rtx": CompilerRow(f"{_EXPORT}.compile_tensorrt:open_rtx", "fp16", for_gpu=True),
+    "tensorrt": CompilerRow(f"{_EXPORT}.compile_tensorrt:open_enterprise", "fp16", for_gpu=True),
+    "openvino": CompilerRow(
+        f"{_EXPORT}.compile_openvino:open_compiler",
+        "fp32",
+        precisions=("fp32", "bf16"),
+        as_is=("fp32", "bf16"),
+    ),
+}
+GPU_BACKENDS = tuple(name for name, row in COMPILERS.items() if row.for_gpu)
 
 
 class CompileError(FlowTurboError):
@@ -66,6 +82,11 @@ class Compiler:
     fixes_batches: bool = False
 
 
+def is_as_is(backend: str, precision: str) -> bool:
+    """Tell whether a backend loads the float32 graph itself in a precision."""
+    return backend in COMPILERS and precision in COMPILERS[backend].as_is
+
+
 def load_compiler(backend: str, targets: tuple[str, ...] = ()) -> Compiler:
     """Return a backend's compiler.
 
@@ -74,6 +95,6 @@ def load_compiler(backend: str, targets: tuple[str, ...] = ()) -> Compiler:
     """
     if backend not in COMPILERS:
         raise CompileError(f"unknown backend {backend!r}; known are {', '.join(COMPILERS)}")
-    module, function = COMPILERS[backend].split(":")
+    module, function = COMPILERS[backend].opener.split(":")
     compiler: Compiler = getattr(importlib.import_module(module), function)(targets)
     return compiler

@@ -6,7 +6,7 @@ OpenVINO lowers a network when it loads it, so that nothing is left to compile h
 from importlib import import_module
 from pathlib import Path
 
-from flowturbo_trt.export.compile import PRECISIONS_OF, CompileError, Compiler, EngineRequest
+from flowturbo_trt.export.compile import COMPILERS, CompileError, Compiler, EngineRequest
 
 NAME = "openvino"
 
@@ -26,5 +26,5 @@ def refuse(request: EngineRequest, folder: Path) -> tuple[Path, ...]:
     """Refuse a precision that OpenVINO does not have on the CPU: of those it has nothing is compiled."""
     raise CompileError(
         f"{NAME}, {request.name}: OpenVINO has no {request.precision} arithmetic on the CPU; use "
-        f"--precision {NAME}={' or '.join(PRECISIONS_OF[NAME])}"
+        f"--precision {NAME}={' or '.join(COMPILERS[NAME].precisions)}"
     )

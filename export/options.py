@@ -5,12 +5,11 @@ from pathlib import Path
 
 from flowturbo_trt.export.compile import (
     COMPILERS,
-    DEFAULT_PRECISION,
     GPU_BACKENDS,
-    PRECISIONS_OF,
+    PRECISIONS,
     CompileError,
 )
-from flowturbo_trt.export.precision import PRECISIONS, PrecisionError
+from flowturbo_trt.export.precision import PrecisionError
 from flowturbo_trt.sampling.errors import FlowTurboError
 from flowturbo_trt.sampling.program import VARIANTS
 from flowturbo_trt.sampling.schedule import Schedule
@@ -85,7 +84,7 @@ class BuildOptions:
 
     def precision_of(self, backend: str) -> str:
         """Return a backend's precision: its own, else the one given for all, else its default."""
-        chosen = DEFAULT_PRECISION[backend]
+        chosen = COMPILERS[backend].precision
         for text in sorted(self.precisions, key=lambda text: "=" in text):
             owner, _, precision = text.rpartition("=")
             if precision not in PRECISIONS:
@@ -96,7 +95,7 @@ class BuildOptions:
                 )
             if owner in ("", backend):
                 chosen = precision
-        able = PRECISIONS_OF.get(backend, PRECISIONS)
+        able = COMPILERS[backend].precisions
         if chosen not in able:
             raise PrecisionError(
                 f"backend {backend} has no {chosen} arithmetic; add --precision {backend}={' or '.join(able)}"

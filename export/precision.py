@@ -12,9 +12,9 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
+from flowturbo_trt.export.compile import PRECISIONS
 from flowturbo_trt.sampling.errors import FlowTurboError
 
-PRECISIONS = ("fp32", "fp16", "bf16")
 _DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _PRODUCTS = {"MatMul", "Gemm", "Conv", "Attention"}
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Gelu", "Sigmoid", "Tanh", "GroupNormalization"}

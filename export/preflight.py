@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowturbo_trt.export.compile import AS_IS
+from flowturbo_trt.export.compile import is_as_is
 from flowturbo_trt.sampling.errors import FlowTurboError
 from flowturbo_trt.sampling.program import NETWORKS
 
@@ -47,7 +47,7 @@ def build_need(
     graphs = sum(size * (variants if network in NETWORKS else 1) for network, size in weight_bytes.items())
     memory, disk = together + EXPORT_COPIES * largest, float(graphs)
     for backend in backends:
-        if precisions[backend] in AS_IS.get(backend, ()):
+        if is_as_is(backend, precisions[backend]):
             continue
         share = WEIGHT_BYTES[precisions[backend]] / WEIGHT_BYTES["fp32"]
         memory = max(memory, largest + COMPILE_COPIES[backend] * share * largest)

@@ -37,6 +37,7 @@ class CudaDevice:
         self._cuda = CheckedDriver(driver)
         self._cache = KernelCache(kernel_folder)
         self._modules: list[Any] = []
+        self._kernels: dict[tuple[str, ...], Mapping[str, int]] = {}
         device = _find(self._cuda, index)
         self.name: str = self._cuda("cuDeviceGetName", 256, device).split(b"\0")[0].decode()
         kinds = driver.CUdevice_attribute
@@ -56,6 +57,7 @@ class CudaDevice:
                 self._call("cuModuleUnload", module)
         finally:
             self._modules.clear()
+            self._kernels.clear()
             self._context = None
             self._cuda("cuDevicePrimaryCtxRelease", self._device)
 
@@ -132,13 +134,11 @@ class CudaDevice:
         self._call("cuMemcpyDtoDAsync", target, source, size, stream)
 
     def load_kernels(self, source: str, names: Sequence[str]) -> Mapping[str, int]:
-        module = self._call("cuModuleLoadData", cached_kernels(source, self.capability, self._cache))
-        self._modules.append(module)
-        functions = {name: self._call("cuModuleGetFunction", module, name.encode()) for name in names}
-        for function in functions.values():
-            # Left to itself it is loaded when first launched: in a capture that may fail.
-            self._call("cuFuncLoad", function)
-        return {name: int(function) for name, function in functions.items()}
+        # Modules stay until the device is closed: trajectories that come and go share theirs.
+        key = (source, *names)
+        if key not in self._kernels:
+            self._kernels[key] = self._load_kernels(source, names)
+        return self._kernels[key]
 
     def launch(
         self, kernel: int, blocks: tuple[int, int], threads: int, arguments: Sequence[int], stream: int
@@ -169,6 +169,15 @@ class CudaDevice:
     def destroy_graph(self, graph: int) -> None:
         self._call("cuGraphExecDestroy", graph)
 
+    def _load_kernels(self, source: str, names: Sequence[str]) -> Mapping[str, int]:
+        module = self._call("cuModuleLoadData", cached_kernels(source, self.capability, self._cache))
+        self._modules.append(module)
+        functions = {name: self._call("cuModuleGetFunction", module, name.encode()) for name in names}
+        for function in functions.values():
+            # Left to itself it is loaded when first launched: in a capture that may fail.
+            self._call("cuFuncLoad", function)
+        return {name: int(function) for name, function in functions.items()}
+
     def _call(self, name: str, *arguments: Any) -> Any:
         self.make_current()
         return self._cuda(name, *arguments)
@@ -183,14 +192,15 @@ def _find(cuda: CheckedDriver, index: int) -> Any:
         count = cuda("cuDeviceGetCount")
     except DeviceError as error:
         raise BackendError(
-            f"{asked} needs an NVIDIA GPU and its driver, which do not answer: {error}; use --device cpu"
+            f"{asked} needs an NVIDIA GPU and its driver, which do not answer: {error}; use "
+            "--backend onnxruntime --device cpu"
         ) from error
     needed = cuda.api.CUDA_VERSION // 1000
     if supported // 1000 < needed:
         version = f"{supported // 1000}.{supported % 1000 // 10}"
         raise BackendError(
             f"{asked}: its driver is made for CUDA {version}, the cuda-bindings here for CUDA {needed}; "
-            "update the NVIDIA driver, or use --device cpu"
+            "update the NVIDIA driver, or use --backend onnxruntime --device cpu"
         )
     if index >= count:
         there = "there is only cuda:0" if count == 1 else f"there are {count}, cuda:0 to cuda:{count - 1}"

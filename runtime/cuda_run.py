@@ -59,18 +59,28 @@ class CudaRun:
 
     def copy_rows(self, rows: int, latents: int, images: int | None) -> None:
         """Copy the first rows to addresses on the device, when the run has made them."""
+        if images is not None:
+            self._require_decoded()
+        streams = self._streams
+        try:
+            self._ask_for_copies(rows, latents, images)
+            streams.device.synchronize(self._place.downloaded)
+        except BaseException:
+            # Whoever asked frees what the copies write to.
+            streams.device.synchronize_stream(streams.download)
+            raise
+
+    def _ask_for_copies(self, rows: int, latents: int, images: int | None) -> None:
         streams, results = self._streams, self._place.results.device.arrays
         streams.device.wait(streams.download, self._place.given)
         targets = [(latents, results["latents"])]
         if images is not None:
-            self._require_decoded()
             targets.append((images, results["image"]))
         for address, array in targets:
             size = array.nbytes // array.shape[0] * rows
             streams.device.copy(address, array.address, size, streams.download)
         # Nothing may take the place before the copies are done.
         streams.device.record(self._place.downloaded, streams.download)
-        streams.device.synchronize(self._place.downloaded)
 
     def _result(self, name: str) -> NDArray[Any]:
         self._streams.device.synchronize(self._place.downloaded)

@@ -66,7 +66,7 @@ def in_turn(setting: Setting) -> list[Asked]:
     first = Asked("the first request", setting.request())
     return [
         first,
-        Asked("other labels", setting.request(first_label=3)),
+        Asked("other labels", setting.request(first_label=1)),
         Asked("the first request again", setting.request()),
         Asked("other seeds", setting.request(first_seed=100)),
         Asked("other guidance", setting.request(guidance=3.0)),

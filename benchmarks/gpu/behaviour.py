@@ -19,12 +19,12 @@ SAME = "0 bytes differ"
 REQUESTS_PER_THREAD = 20
 
 
-def fresh_results(setting: Setting, findings: Findings) -> None:
+def fresh_results(setting: Setting, findings: Findings, what: str) -> None:
     """Ask one pipeline for requests that differ in one thing each, and a fresh pipeline for each of them."""
     with setting.pipeline() as pipeline:
         for asked in in_turn(setting):
             wrong = different_bytes(asked.of(pipeline), made_once(_anew(setting, pipeline), asked))
-            findings.check(f"{asked.what}, as a fresh pipeline gives it", wrong, SAME, met=wrong == 0)
+            findings.check(f"{what}: {asked.what}, as a fresh pipeline gives it", wrong, SAME, met=wrong == 0)
 
 
 def steps_and_whole(setting: Setting, findings: Findings) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from flowturbo_trt.benchmarks.gpu.bundles import Wanted, build_bundle, random_weights
 from flowturbo_trt.benchmarks.gpu.cases import GUIDANCE, TORCH, Case
 from flowturbo_trt.benchmarks.gpu.contestants import Contestant, Engines, Torch, Work, faster_layout
+from flowturbo_trt.benchmarks.gpu.findings import reason_of
 from flowturbo_trt.benchmarks.gpu.limits import count, floors
 from flowturbo_trt.benchmarks.gpu.targets import Target
 from flowturbo_trt.bundle.store import Bundle
@@ -20,19 +20,28 @@ from flowturbo_trt.evaluation.metrics import relative_l2
 from flowturbo_trt.evaluation.speed.latency import Stability, Timing, measure
 from flowturbo_trt.evaluation.torch_reference import TorchNetworks, TorchOptions
 from flowturbo_trt.export.options import CONDITIONING
+from flowturbo_trt.sampling.errors import FlowTurboError
 
 Say = Callable[[str], None]
 
 
+class NotInstalledError(FlowTurboError):
+    """A contestant that this machine lacks."""
+
+
 @dataclass(frozen=True)
 class BenchOptions:
-    """Where to measure, on bundles for `batches` that are built in `work` and kept there."""
+    """Where to measure, on bundles for `batches` that are built in `work` and kept there.
+
+    `compiled_for` are the compute capabilities of TensorRT for RTX's plans, none for portable ones.
+    """
 
     work: Path
     device: str = "cuda"
     batches: tuple[int, ...] = (1, 2, 4, 8)
     schedules: tuple[str, ...] = ("H1P5R3", "H8P9R5", "AB2x8")
     against: tuple[str, ...] = TORCH
+    compiled_for: tuple[str, ...] = ()
     stability: Stability = field(default_factory=partial(Stability, precision=0.01, seconds=20.0))
 
 
@@ -45,9 +54,10 @@ def contestant_names(targets: dict[str, Target], options: BenchOptions) -> list[
 class Bench:
     """Measures cases of one model; bundles and torch's networks are kept from case to case."""
 
-    def __init__(self, targets: dict[str, Target], options: BenchOptions, say: Say) -> None:
+    def __init__(self, targets: dict[str, Target], options: BenchOptions, gpu: str | None, say: Say) -> None:
         self._targets = targets
         self._options = options
+        self._gpu = gpu
         self._say = say
         self._bundles: dict[tuple[str, str, str, str], Bundle] = {}
         self._torch: dict[tuple[str, str, str], TorchNetworks] = {}
@@ -71,12 +81,11 @@ class Bench:
                 try:
                     found[name] = self._load(name, case, bundle, work)
                 except Exception as error:  # compilers and drivers fail in their own ways
-                    reason = " ".join(str(error).split())[:300]
-                    entries[name] = {"failure": f"{type(error).__name__}: {reason}"}
+                    entries[name] = {"failure": reason_of(error)}
                     self._say(f"{case}: {name} does not run: {entries[name]['failure']}")
             self._say(f"{case}: timing {len(found)} in turn")
             timings = measure(dict(found), self._options.stability) if found else {}
-            least = floors(self._gpu(), bundle.manifest.model, work.program, case.batch, case.precision)
+            least = floors(self._gpu, bundle.manifest.model, work.program, case.batch, case.precision)
             for name, contestant in found.items():
                 entries[name] = describe(contestant, timings[name], case.batch, expected, least)
         finally:
@@ -92,7 +101,7 @@ class Bench:
         target_name, conditioning = name.split(", ")
         target = self._targets[target_name]
         if (missing := target.missing()) is not None:
-            raise ModuleNotFoundError(f"not installed: {missing}")
+            raise NotInstalledError(f"not installed: {missing}")
         engines = self._bundle(target.backend, conditioning, case)
         return Engines.load(target, engines, conditioning, work)
 
@@ -112,7 +121,14 @@ class Bench:
             options = self._options
             folder = options.work / case.model.replace("/", "-")
             weights = random_weights(folder / "weights", case.model)
-            wanted = Wanted(backend, precision, options.batches, options.schedules, conditioning=conditioning)
+            wanted = Wanted(
+                backend,
+                precision,
+                options.batches,
+                options.schedules,
+                conditioning=conditioning,
+                targets=options.compiled_for if backend == "tensorrt-rtx" else (),
+            )
             out = folder / f"{conditioning}-{backend}-{precision}"
             self._say(f"{case}: building {out.name}")
             self._bundles[key] = build_bundle(weights, out, wanted, graphs)
@@ -140,10 +156,6 @@ class Bench:
         )
         return latents
 
-    def _gpu(self) -> str | None:
-        device = self._options.device
-        return None if device == "cpu" else torch.cuda.get_device_name(device)
-
 
 def describe(
     contestant: Contestant,
@@ -152,7 +164,10 @@ def describe(
     expected: NDArray[np.float32],
     least: dict[str, float] | None,
 ) -> dict[str, Any]:
-    """Put together what is known of a contestant."""
+    """Put together what is known of a contestant; one whose latents are no numbers has failed."""
+    error = relative_l2(contestant.latents(), expected)
+    if not np.isfinite(error):
+        return {"failure": "its latents are not finite"}
     low, high = timing.interval
     return {
         "median_ms": 1000 * timing.median,
@@ -161,7 +176,7 @@ def describe(
         "samples": len(timing.samples),
         "stable": timing.stable,
         "share_of_floor": least and least[contestant.conditioning] / (1000 * timing.median),
-        "relative_l2": relative_l2(contestant.latents(), expected),
+        "relative_l2": error,
         "stages_ms": contestant.stages(),
         **contestant.facts,
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL
 
+from flowturbo_trt.benchmarks.gpu.cases import TINY
 from flowturbo_trt.benchmarks.random_weights import write_checkpoints, write_random
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.examples.digits.loop import WEIGHTS
@@ -17,8 +18,6 @@ from flowturbo_trt.export.options import BuildOptions
 from flowturbo_trt.models.autoencoder import STABLE_DIFFUSION_CONFIG
 from flowturbo_trt.models.published import NAMED_MODELS
 
-# A model and a decoder that a CPU runs in no time, to try out the scripts themselves.
-TINY = "tiny"
 TINY_SHAPE = {
     "input_size": 4,
     "patch_size": 2,
@@ -36,7 +35,6 @@ TINY_DECODER = {
     "latent_channels": 4,
     "norm_num_groups": 4,
 }
-MODELS = (*NAMED_MODELS, TINY)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,13 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
+from flowturbo_trt.models.published import NAMED_MODELS
 from flowturbo_trt.sampling.schedule import Schedule
 
 GUIDANCE = 1.5
+# A model that a CPU runs in no time, to try out the scripts themselves.
+TINY = "tiny"
+MODELS = (*NAMED_MODELS, TINY)
 TORCH = ("torch", "torch-compile")
 
 

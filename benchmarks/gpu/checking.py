@@ -1,6 +1,6 @@
 """Everything `make gpu-check` checks of one target."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from flowturbo_trt.benchmarks.gpu.behaviour import (
     two_threads,
 )
 from flowturbo_trt.benchmarks.gpu.bundles import Wanted, build_bundle, digits_weights, random_weights
-from flowturbo_trt.benchmarks.gpu.findings import Findings
+from flowturbo_trt.benchmarks.gpu.findings import Findings, reason_of
 from flowturbo_trt.benchmarks.gpu.parities import parity
 from flowturbo_trt.benchmarks.gpu.processes import deployed_process
 from flowturbo_trt.benchmarks.gpu.refusals import foreign_engine, full_device
@@ -30,6 +30,10 @@ DIGITS_SCHEDULES = ("H1P5R3", "AB2x8")
 RANDOM_SCHEDULES = ("H1P5R3", "H1P2R2:guided=0.2..0.8")
 # What plans of TensorRT for RTX are compiled for in turn until one runs; none is portable.
 COMPILED_FOR: tuple[tuple[str, ...], ...] = ((), ("8.0",), ("8.9",), ("12.0",))
+
+
+class NoImageError(FlowTurboError):
+    """A backend that runs, and gives nothing."""
 
 
 @dataclass(frozen=True)
@@ -48,27 +52,33 @@ class CheckOptions:
 
 def check_target(
     name: str, target: Target, options: CheckOptions, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Check one target and describe what came of it, for JSON."""
+) -> Iterator[dict[str, Any]]:
+    """Check one target; yield what is known of it so far, for JSON, after each check."""
     if (missing := target.missing()) is not None:
         say(f"– {name}: not installed: {missing}")
-        return {"target": name, "status": "not installed", "why": missing}
+        yield {"target": name, "status": "not installed", "why": missing}
+        return
     tries = list(first_runs(target, options, options.work / name))
-    found: dict[str, Any] = {"target": name, "plans": [t for t, _ in tries]}
-    setting = tries[-1][1]
+    found: dict[str, Any] = {"target": name, "plans": [described for described, _ in tries]}
+    described, setting = tries[-1]
     if setting is None:
         why = str(tries[0][0]["why"])
         say(f"✗ {name}: does not run: {why}")
-        return {**found, "status": "does not run", "why": why}
-    say(f"✓ {name}: loads and runs {options.precisions[0]} digits ({tries[-1][0]['compiled_for']})")
+        yield {**found, "status": "does not run", "why": why}
+        return
+    say(f"✓ {name}: loads and runs {options.precisions[0]} digits ({described['compiled_for']})")
     findings = Findings(lambda line: say(f"  {line}"))
-    for what, check in checks(setting, options, findings, options.work / name):
+    planned = checks(setting, options, findings, options.work / name)
+    for done, (what, check) in enumerate(planned, start=1):
         findings.run(what, check)
-    return {**found, "status": "ran", "failed": findings.failed, "checks": findings.as_data()}
+        progress = {"checks_left": len(planned) - done, "failed": findings.failed}
+        yield {**found, "status": "ran", **progress, "checks": findings.as_data()}
 
 
-def first_runs(target: Target, options: CheckOptions, folder: Path) -> Any:
-    """Yield for what was compiled and whether it ran, with the setting if so, until one does."""
+def first_runs(
+    target: Target, options: CheckOptions, folder: Path
+) -> Iterator[tuple[dict[str, Any], Setting | None]]:
+    """Yield what digits were compiled for and whether they ran, with the setting if so, until some do."""
     for compiled_for in COMPILED_FOR if target.backend == "tensorrt-rtx" else ((),):
         text = " and ".join(compiled_for) or "portable"
         wanted = Wanted(
@@ -87,9 +97,9 @@ def first_runs(target: Target, options: CheckOptions, folder: Path) -> Any:
             with setting.pipeline() as pipeline:
                 made = in_turn(setting)[0].of(pipeline)
             if not finite(made):
-                raise FlowTurboError("its latents are not finite, or its images are all of one level")
-        except FlowTurboError as error:
-            yield {"compiled_for": text, "runs": False, "why": str(error)}, None
+                raise NoImageError("its latents are not finite, or its images are all of one level")
+        except Exception as error:  # whatever goes wrong on an unknown machine is a finding
+            yield {"compiled_for": text, "runs": False, "why": reason_of(error)}, None
             continue
         yield {"compiled_for": text, "runs": True, "why": None}, setting
         return
@@ -103,7 +113,7 @@ def checks(
     return [
         ("parity of digits", partial(parity, setting, findings, f"digits {first}", DIGITS_SCHEDULES)),
         ("one graph", partial(one_graph, setting, findings)),
-        ("fresh results", partial(fresh_results, setting, findings)),
+        ("fresh results", partial(fresh_results, setting, findings, "digits")),
         ("steps", partial(steps_and_whole, setting, findings)),
         ("results on the device", partial(results_on_device, setting, findings)),
         ("threads", partial(two_threads, setting, findings)),
@@ -130,7 +140,7 @@ def _random(setting: Setting, options: CheckOptions, findings: Findings, folder:
     bundle = build_bundle(weights, folder / "random", wanted)
     random = Setting(setting.target, bundle, setting.device)
     parity(random, findings, f"{options.model} {options.precisions[0]}", RANDOM_SCHEDULES)
-    fresh_results(random, findings)
+    fresh_results(random, findings, options.model)
 
 
 def _digits_in(precision: str, setting: Setting, findings: Findings, folder: Path) -> None:

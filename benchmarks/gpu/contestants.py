@@ -134,6 +134,7 @@ class Torch:
     def load(cls, networks: TorchNetworks, work: Work) -> "Torch":
         """Compile what is not compiled, capture graphs, and take the time of both."""
         contestant = cls("fused", work, networks)
+        held = allocated(work.device) - networks.weight_bytes
         started = time.perf_counter()
         networks.load(work.program, decode=True)
         loaded = time.perf_counter()
@@ -147,7 +148,7 @@ class Torch:
             "graphs_compiled": compiled,
             "graphs_from_cache": cached,
             "channels_last": networks.options.channels_last,
-            "device_megabytes": _peak_megabytes(contestant, networks),
+            "device_megabytes": None if work.device == "cpu" else (_peak(contestant) - held) / 1e6,
         }
         return contestant
 
@@ -208,15 +209,16 @@ def free_memory_now(device: str) -> int:
         found.close()
 
 
-def _peak_megabytes(contestant: Torch, networks: TorchNetworks) -> float | None:
-    """Return the megabytes of the networks' weights and of what a run takes beside them."""
-    device = networks.options.device
-    if device == "cpu":
-        return None
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
+def allocated(device: str) -> int:
+    """Return the bytes that torch has allocated on a GPU: weights, and what graphs and runs hold."""
+    return 0 if device == "cpu" else torch.cuda.memory_allocated(device)
+
+
+def _peak(contestant: Torch) -> int:
+    """Return the most that torch has allocated within a run."""
+    torch.cuda.reset_peak_memory_stats(contestant.work.device)
     contestant()
-    return (torch.cuda.max_memory_allocated(device) - before + networks.weight_bytes) / 1e6
+    return torch.cuda.max_memory_allocated(contestant.work.device)
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -52,8 +52,7 @@ class Findings:
         try:
             check()
         except Exception as error:  # whatever goes wrong on an unknown machine is a finding
-            kind = "" if isinstance(error, FlowTurboError) else f"{type(error).__name__}: "
-            self.add(Finding(name, "failed", why=kind + " ".join(str(error).split())[:300]))
+            self.add(Finding(name, "failed", why=reason_of(error)))
 
     @property
     def failed(self) -> bool:
@@ -62,6 +61,12 @@ class Findings:
     def as_data(self) -> list[dict[str, Any]]:
         """Return the findings for JSON, which knows no infinity: identical images have that many dB."""
         return [asdict(finding) | {"value": _finite(finding.value)} for finding in self.all]
+
+
+def reason_of(error: Exception) -> str:
+    """Return an error in one line; those of others with their kind, which often says most."""
+    kind = "" if isinstance(error, FlowTurboError) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())[:300]
 
 
 def _finite(value: float | None) -> float | None:

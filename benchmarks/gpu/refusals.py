@@ -7,7 +7,7 @@ from pathlib import Path
 from flowturbo_trt.benchmarks.gpu.asking import Setting, different_bytes, in_turn
 from flowturbo_trt.benchmarks.gpu.behaviour import NO_DEVICE, SAME
 from flowturbo_trt.benchmarks.gpu.bundles import Wanted, Weights, build_bundle
-from flowturbo_trt.benchmarks.gpu.findings import Findings
+from flowturbo_trt.benchmarks.gpu.findings import Findings, reason_of
 from flowturbo_trt.export.compile import CompileError
 from flowturbo_trt.runtime.backend import BackendError
 from flowturbo_trt.runtime.device import Device, OutOfMemoryError
@@ -74,8 +74,7 @@ def _refused(findings: Findings, name: str, kind: type[BackendError], attempt: C
         lines = str(error).splitlines()
         findings.check(name, len(lines), "1 line", met=len(lines) == 1, why=lines[0])
     except Exception as error:  # another kind is what this looks for
-        reason = " ".join(str(error).split())[:300]
-        findings.check(name, 0, "1 line", met=False, why=f"{type(error).__name__}: {reason}")
+        findings.check(name, 0, "1 line", met=False, why=reason_of(error))
     else:
         findings.check(name, 0, "1 line", met=False, why="it was accepted")
 
@@ -85,10 +84,8 @@ def _filled(device: Device) -> Iterator[None]:
     """Take the device's free memory but LEFT_FREE bytes, in ever smaller pieces."""
     taken = []
     try:
-        size = device.memory()[0]
-        while size > LEFT_FREE:
-            free = device.memory()[0]
-            size = min(size, free)
+        size, _ = device.memory()
+        while (size := min(size, device.memory()[0])) > LEFT_FREE:
             try:
                 taken.append(device.allocate(size))
             except OutOfMemoryError:

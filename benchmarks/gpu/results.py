@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flowturbo_trt.benchmarks.gpu.targets import no_gpu
 from flowturbo_trt.bundle.environment import versions
-from flowturbo_trt.bundle.gpus import gpus
 from flowturbo_trt.evaluation.report import machine
 from flowturbo_trt.sampling.errors import FlowTurboError
 
@@ -15,14 +13,14 @@ class ResultsError(FlowTurboError):
     """A result file that cannot be gone on with."""
 
 
-def open_results(path: Path, *, dry_run: bool) -> dict[str, Any]:
+def open_results(path: Path, gpu: dict[str, Any] | None) -> dict[str, Any]:
     """Return what a result file holds so far, or a new one; raises ResultsError for another machine's.
 
-    Figures of different machines or versions do not belong into one table.
+    Figures of different machines or versions do not belong into one table. Without a GPU it is a dry run.
     """
-    head = {"machine": machine(), "versions": versions(), "gpus": gpu_names(), "dry_run": dry_run}
+    here = {"machine": machine(), "versions": versions(), "device": gpu, "dry_run": gpu is None}
     # As it will be read.
-    head = json.loads(json.dumps(head))
+    head: dict[str, Any] = json.loads(json.dumps(here))
     if not path.exists():
         return head
     try:
@@ -45,8 +43,3 @@ def save_results(path: Path, document: dict[str, Any]) -> None:
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     scratch.write_text(text + "\n", encoding="utf-8")
     scratch.replace(path)
-
-
-def gpu_names() -> list[str]:
-    """Return the GPUs of this machine by name, none where none can be seen."""
-    return [] if no_gpu() is not None else [gpu.name for gpu in gpus()]

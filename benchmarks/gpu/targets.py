@@ -2,10 +2,11 @@
 
 import importlib
 from dataclasses import dataclass
+from typing import Any
 
-from flowturbo_trt.bundle.gpus import GpuError, gpus
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.runtime.backend import Backend, BackendError, load_backend
+from flowturbo_trt.runtime.cuda_driver import open_device
 from flowturbo_trt.runtime.onnxruntime_session import check_provider
 
 
@@ -52,10 +53,13 @@ def targets_for(device: str) -> dict[str, Target]:
     return DRY_TARGETS if device == "cpu" else TARGETS
 
 
-def no_gpu() -> str | None:
-    """Tell why no GPU can be seen, None where one can."""
+def describe_gpu(device: str) -> dict[str, Any] | None:
+    """Describe the GPU that cuda or cuda:N names, None for cpu; raises BackendError where there is none."""
+    if device == "cpu":
+        return None
+    found = open_device(device)
     try:
-        gpus()
-    except GpuError as error:
-        return str(error)
-    return None
+        memory = found.memory()[1]
+    finally:
+        found.close()
+    return {"name": found.name, "capability": list(found.capability), "memory_bytes": memory}

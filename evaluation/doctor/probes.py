@@ -108,12 +108,12 @@ def _registries() -> dict[str, Any]:
     """Tell what this version builds for and runs on; NumPy is all that this needs."""
     import numpy as np
 
-    from flowturbo_trt.export.compile import COMPILERS, DEFAULT_PRECISION, GPU_BACKENDS
+    from flowturbo_trt.export.compile import COMPILERS, GPU_BACKENDS
     from flowturbo_trt.runtime.backend import BACKENDS
 
     details = {
         "compilers": list(COMPILERS),
-        "precisions": DEFAULT_PRECISION,
+        "precisions": {name: row.precision for name, row in COMPILERS.items()},
         "gpu": list(GPU_BACKENDS),
         "backends": list(BACKENDS),
     }

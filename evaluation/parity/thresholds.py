@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from flowturbo_trt.bundle.manifest import Engine
-from flowturbo_trt.export.compile import AS_IS
+from flowturbo_trt.export.compile import is_as_is
 from flowturbo_trt.sampling.errors import FlowTurboError
 
 
@@ -65,7 +65,7 @@ def thresholds(precision: str) -> Thresholds:
 
 def file_thresholds(engine: Engine) -> Thresholds:
     """Return the limits of what an engine's file holds: float32 where the backend lowers it on loading."""
-    return thresholds("fp32" if engine.precision in AS_IS.get(engine.backend, ()) else engine.precision)
+    return thresholds("fp32" if is_as_is(engine.backend, engine.precision) else engine.precision)
 
 
 def loosest(precisions: set[str]) -> str:

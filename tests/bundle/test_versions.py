@@ -51,7 +51,12 @@ def test_version_1_runs(
     version1: Path, golden_fused_pipeline: Pipeline, schedule: str, guidance: float
 ) -> None:
     """Also schedules that no writer of version 1 knew: only engines are taken from the bundle."""
-    request = {"labels": [1, 9, 0], "schedule": schedule, "seeds": [4, 5, 6], "guidance": guidance}
+    request: dict[str, Any] = {
+        "labels": [1, 9, 0],
+        "schedule": schedule,
+        "seeds": [4, 5, 6],
+        "guidance": guidance,
+    }
     found = Pipeline.load(version1, threads=1)(**request)
     np.testing.assert_array_equal(found, golden_fused_pipeline(**request))
 

@@ -10,13 +10,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.evaluation import torch_reference
 from flowturbo_trt.evaluation.torch_reference import (
     GraphedCalls,
     TorchNetworks,
     TorchOptions,
     load_torch_networks,
 )
+from flowturbo_trt.evaluation.torch_weights import rebuild_whole
 from flowturbo_trt.sampling.program import Program
 from flowturbo_trt.sampling.schedule import Schedule
 from flowturbo_trt.sampling.trace import trace
@@ -29,7 +29,7 @@ class Recorder(TorchDispatchMode):
     """Lists the operators that are called."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.called: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -98,7 +98,7 @@ def test_channels_last_is_the_same_decoder(golden_bundle: Path) -> None:
     given = inputs(bundle, 2)
     networks = load_torch_networks(bundle, TorchOptions(channels_last=True))
     images = networks.run(program, *given)
-    decoder = networks._module("decoder", None, torch_reference.rebuild_whole)
+    decoder = networks._module("decoder", None, rebuild_whole)
     weight = decoder.decoder.decoder.conv_in.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     expected = load_torch_networks(bundle).run(program, *given)

@@ -252,7 +252,7 @@ def test_weights_that_do_not_fit(
     tiny_bundle: Path, network: str, config: Mapping[str, int], complaint: str
 ) -> None:
     old = Bundle.open(tiny_bundle).manifest.model.config
-    bundle = changed(tiny_bundle, with_model(config=old | config))
+    bundle = changed(tiny_bundle, with_model(config={**old, **config}))
     with pytest.raises(TorchWeightsError, match=complaint):
         torch_weights.rebuild(bundle, network, "guided" if network == "predictor" else None)
     # Both parts of the whole network are wrong then, or one of them.

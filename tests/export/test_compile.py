@@ -13,7 +13,7 @@ import pytest
 
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.export import compile_tensorrt, onnx_graph
-from flowturbo_trt.export.compile import AS_IS, COMPILERS, CompileError, EngineRequest, load_compiler
+from flowturbo_trt.export.compile import COMPILERS, CompileError, EngineRequest, is_as_is, load_compiler
 from flowturbo_trt.export.onnx_graph import load_graph, save_graph
 
 PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -34,13 +34,14 @@ def test_unknown_backend() -> None:
 @pytest.mark.parametrize("backend", COMPILERS)
 def test_every_backend_has_a_compiler(backend: str) -> None:
     """Its module imports without its package, whose absence is an error of its own."""
-    module, function = COMPILERS[backend].split(":")
+    module, function = COMPILERS[backend].opener.split(":")
     assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_float32_graph_is_the_engine() -> None:
     compiler = load_compiler("onnxruntime")
-    assert AS_IS["onnxruntime"] == ("fp32",)
+    assert is_as_is("onnxruntime", "fp32")
+    assert not is_as_is("onnxruntime", "fp16")
     assert compiler.builder == f"onnxruntime {onnxruntime.__version__}"
     assert compiler.targets == ()
 

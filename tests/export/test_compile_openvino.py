@@ -9,9 +9,7 @@ import pytest
 
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.export.compile import (
-    AS_IS,
-    DEFAULT_PRECISION,
-    PRECISIONS_OF,
+    COMPILERS,
     CompileError,
     EngineRequest,
     load_compiler,
@@ -33,8 +31,9 @@ def test_compiler() -> None:
 
 def test_precisions_are_those_of_the_runtime() -> None:
     """None is compiled: OpenVINO lowers the graph itself."""
-    assert PRECISIONS_OF[NAME] == AS_IS[NAME] == tuple(PRECISIONS)
-    assert DEFAULT_PRECISION[NAME] == "fp32"
+    row = COMPILERS[NAME]
+    assert row.precisions == row.as_is == tuple(PRECISIONS)
+    assert row.precision == "fp32"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from flowturbo_trt.evaluation.metrics import relative_l2
+from flowturbo_trt.export.compile import PRECISIONS
 from flowturbo_trt.export.onnx_graph import load_graph, save_graph
-from flowturbo_trt.export.precision import PRECISIONS, PrecisionError, lower_precision
+from flowturbo_trt.export.precision import PrecisionError, lower_precision
 
 Arrays = Mapping[str, NDArray[Any]]
 Call = Callable[[Path, Arrays], NDArray[Any]]

@@ -206,6 +206,9 @@ def test_kernels_are_loaded_and_unloaded(device: CudaDevice, driver: FakeDriver)
     (load, cubin), (get, module, name), (finish, _) = driver.asked()
     assert (load, get, finish) == ("cuModuleLoadData", "cuModuleGetFunction", "cuFuncLoad")
     assert (cubin[:4], int(module), name) == (b"\x7fELF", 13, b"one")
+    # A trajectory that is bound again finds them.
+    assert device.load_kernels(KERNEL, ["one"]) == {"one": 14}
+    assert driver.asked() == []
     device.close()
     (unload, module), (release, gpu) = driver.asked()
     assert (unload, int(module)) == ("cuModuleUnload", 13)
@@ -230,7 +233,7 @@ def test_context_is_released_after_a_failure(device: CudaDevice, driver: FakeDri
         (
             {"cuInit": RuntimeError("no\n libcuda.")},
             {},
-            "GPU.*: cuInit: no libcuda; use --device cpu",
+            "GPU.*: cuInit: no libcuda; use --backend onnxruntime --device cpu",
         ),
         (
             {"cuInit": CUresult.CUDA_ERROR_NO_DEVICE},
@@ -272,5 +275,8 @@ def test_unknown_devices(text: str) -> None:
 
 @pytest.mark.skipif(ctypes.util.find_library("cuda") is not None, reason="this machine has a driver")
 def test_machine_without_a_driver() -> None:
-    with pytest.raises(BackendError, match=r"cuda:3 needs an NVIDIA GPU and its driver.*; use --device cpu"):
+    with pytest.raises(
+        BackendError,
+        match=r"cuda:3 needs an NVIDIA GPU and its driver.*; use --backend onnxruntime --device cpu",
+    ):
         open_device("cuda:3")

@@ -1,5 +1,7 @@
 """Streams and memory on a GPU: where arrays lie, and that failures leave nothing behind."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -26,7 +28,7 @@ def test_streams(device: WatchedDevice) -> None:
     assert len({streams.upload, streams.compute, streams.download}) == 3
     done: list[int] = []
     for stream in (streams.upload, streams.compute, streams.download):
-        device.enqueue_host(stream, lambda stream=stream: done.append(stream))
+        device.enqueue_host(stream, partial(done.append, stream))
     streams.close()
     assert sorted(done) == [streams.upload, streams.compute, streams.download]
     assert held(device.counters) == NOTHING

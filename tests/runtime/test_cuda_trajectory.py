@@ -31,8 +31,8 @@ INTERVALS = ["H2P2R1:guided=0.2..0.6", "AB3x5R1:guided=0..0.3"]
 Steps = list[tuple[Array, Array, NDArray[np.uint8]]]
 
 
-def watch(trajectory: Trajectory, seed: int = 0, *, decode: bool = True) -> tuple[Steps, Array]:
-    """Run with callbacks; return what they see, previews included, and the images or latents."""
+def watch(trajectory: Trajectory, seed: int = 0) -> tuple[Steps, NDArray[np.uint8]]:
+    """Run with callbacks; return what they see, previews included, and the images."""
     steps: Steps = []
 
     def keep(mark: object, index: int) -> None:
@@ -40,8 +40,7 @@ def watch(trajectory: Trajectory, seed: int = 0, *, decode: bool = True) -> tupl
         steps.append((state, velocity, trajectory.preview(index).copy()))
 
     fill(trajectory, seed)
-    done = trajectory.start(decode=decode, on_step=keep)
-    return steps, (done.images() if decode else done.latents()).copy()
+    return steps, trajectory.start(decode=True, on_step=keep).images().copy()
 
 
 def images_of(trajectory: Trajectory, seed: int = 0) -> tuple[NDArray[np.uint8], Array]:

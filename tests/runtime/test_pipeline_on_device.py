@@ -82,7 +82,8 @@ def test_requests_in_turn(kind: tuple[Path, bool], policy: Policy) -> None:
         assert not np.array_equal(pipeline(**(a | change)), expected)
         np.testing.assert_array_equal(pipeline(**a), expected)
     assert found.device.asked["capture"] == 2
-    for captures, change in enumerate(({"schedule": "AB2x3"}, {"guidance": 1}), start=2):
+    others: list[dict[str, Any]] = [{"schedule": "AB2x3"}, {"guidance": 1}]
+    for captures, change in enumerate(others, start=2):
         assert not np.array_equal(pipeline(**(a | change)), expected)
         np.testing.assert_array_equal(pipeline(**a), expected)
         assert found.device.asked["capture"] == 2 * captures
@@ -116,15 +117,12 @@ def test_callbacks_that_raise(kind: tuple[Path, bool]) -> None:
     pipeline = machine(path, fixes_rows=fixes_rows).pipeline()
     expected = pipeline(LABELS, seeds=SEEDS, schedule="H1R1")
 
-    class Cancelled(Exception):
-        pass
-
     def cancel(step: Step) -> None:
         if step.rows.start == 2 and step.index == 1:
-            raise Cancelled
+            raise KeyboardInterrupt
 
     for _ in range(3):
-        with pytest.raises(Cancelled):
+        with pytest.raises(KeyboardInterrupt):
             pipeline(LABELS, seeds=SEEDS, schedule="H1R1", on_step=cancel)
         np.testing.assert_array_equal(pipeline(LABELS, seeds=SEEDS, schedule="H1R1"), expected)
 
