@@ -72,14 +72,13 @@ class CudaRun:
 
     def _ask_for_copies(self, rows: int, latents: int, images: int | None) -> None:
         streams, results = self._streams, self._place.results.device.arrays
-        streams.device.wait(streams.download, self._place.given)
         targets = [(latents, results["latents"])]
         if images is not None:
             targets.append((images, results["image"]))
         for address, array in targets:
             size = array.nbytes // array.shape[0] * rows
             streams.device.copy(address, array.address, size, streams.download)
-        # Nothing may take the place before the copies are done.
+        # The stream has waited for the results already. Nothing may take the place before they are copied.
         streams.device.record(self._place.downloaded, streams.download)
 
     def _result(self, name: str) -> NDArray[Any]:

@@ -3,9 +3,11 @@
 import numpy as np
 
 from flowturbo_trt.bundle.manifest import Engine
+from flowturbo_trt.runtime.backend import BackendError
 from flowturbo_trt.runtime.buffers import Block, Field, HostBlock
+from flowturbo_trt.runtime.cuda_graph import WARM_UPS
 from flowturbo_trt.runtime.cuda_memory import Streams
-from flowturbo_trt.runtime.device import CaptureError, DeviceArray, DeviceEngine
+from flowturbo_trt.runtime.device import DeviceArray, DeviceEngine
 
 
 class EngineLoop:
@@ -75,12 +77,13 @@ class EngineLoop:
 
     def _capture(self, *, must_capture: bool) -> int | None:
         device, stream = self._streams.device, self._streams.compute
-        # Engines allocate, and compile, when they first run.
-        self._call(stream)
-        device.synchronize_stream(stream)
+        for _ in range(WARM_UPS):
+            self._call(stream)
+            device.synchronize_stream(stream)
         try:
             return device.capture(stream, self._enqueue)
-        except CaptureError:
+        except BackendError:
+            # An engine that notices first says so in an error of its own.
             if must_capture:
                 raise
             return None

@@ -14,7 +14,7 @@ from flowturbo_trt.runtime.backend_tensorrt import TensorRtEngines, open_backend
 from flowturbo_trt.runtime.cuda_backend import CudaBackend
 from flowturbo_trt.runtime.device import CaptureError
 from flowturbo_trt.runtime.pipeline import Pipeline
-from flowturbo_trt.tests.bundles import edit_manifest
+from flowturbo_trt.tests.bundles import edit_manifest, latents
 from flowturbo_trt.tests.emulated_kernels import needs_compiler
 from flowturbo_trt.tests.emulated_streams import POLICIES, Policy
 from flowturbo_trt.tests.fake_tensorrt import SCRATCH, RtxExecutionContext
@@ -96,7 +96,7 @@ def test_whole_pipelines(opened: Open, tiny_bundle: Path, backend: str, policy: 
             images = pipeline(**asked)
             np.testing.assert_array_equal(images, same(**asked))
             np.testing.assert_array_equal(pipeline(**asked, on_step=lambda step: step.preview()), images)
-            assert relative_l2(images.astype(float), host(**asked).astype(float)) < 1e-2
+            assert relative_l2(latents(pipeline, **asked), latents(host, **asked)) <= 1e-5
     pipeline.close()
     assert found.held == NOTHING
 

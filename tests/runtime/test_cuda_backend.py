@@ -157,6 +157,23 @@ def test_nothing_is_left_of_a_preview_that_cannot_be_made(emulated: Machine) -> 
     assert emulated.held == NOTHING
 
 
+def test_nothing_is_left_of_a_preview_that_cannot_be_bound(
+    emulated: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trajectory = emulated.bind("E1")
+    run(trajectory)
+    before = emulated.held
+
+    class Refusing:
+        def bind(self, inputs: Any, outputs: Any) -> None:
+            raise BackendError("the decoder cannot be bound")
+
+    monkeypatch.setattr(trajectory, "_decoder", Refusing())
+    with pytest.raises(BackendError, match="cannot be bound"):
+        trajectory.preview(0)
+    assert emulated.held == before
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_single_calls(golden_either: Path, rows: int) -> None:
     """Equal to the session's own, in memory that is given back."""

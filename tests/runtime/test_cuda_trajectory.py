@@ -169,19 +169,6 @@ def test_null_modulations_once_per_schedule(golden_bundle: Path) -> None:
             assert found.engines.counted() == expected
 
 
-def test_null_modulations_after_a_failure(golden_bundle: Path) -> None:
-    """They are not taken for those of times they were never computed for."""
-    found, text = machine(golden_bundle), "H1P1R1@0,0.2,0.5,1"
-    trajectory = found.bind("H1P1R1")
-    run(trajectory)
-    trajectory.set_program(program_of(text))
-    found.engines.failing = "refiner_conditioner"
-    with pytest.raises(BackendError, match="refiner_conditioner failed"):
-        run(trajectory)
-    found.engines.failing = ""
-    np.testing.assert_array_equal(run(trajectory), run(machine(golden_bundle).bind(text)))
-
-
 def test_one_launch_a_run(make: Make) -> None:
     """Of a graph; with callbacks one for each step, and one for decoding."""
     found = make()
@@ -196,8 +183,17 @@ def test_one_launch_a_run(make: Make) -> None:
     after = device.counters
     assert after.graph_launches - before.graph_launches == 2
     assert after.launches == before.launches
+    found.engines.counted()
+    evaluated: list[int] = []
     fill(trajectory)
-    trajectory.start(decode=True, on_step=lambda mark, index: None)
+    trajectory.start(
+        decode=True,
+        on_step=lambda mark, index: evaluated.append(
+            found.engines.runs["predictor"] + found.engines.runs["refiner"]
+        ),
+    )
+    # Each step is over when it is told of.
+    assert evaluated == [2, 3, 4, 5, 6, 7, 9, 11, 13]
     stepwise = device.counters
     assert stepwise.graph_launches - after.graph_launches == 9 + 1
     assert stepwise.launches == after.launches

@@ -1,10 +1,11 @@
-"""Two runs under way on one trajectory, and requests of the device that fail in the middle of one."""
+"""Two runs under way on one trajectory, and what fails in the middle of one."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from flowturbo_trt.runtime.backend import BackendError
 from flowturbo_trt.runtime.cuda_trajectory import PLACES
 from flowturbo_trt.runtime.device import DeviceError
 from flowturbo_trt.tests.emulated_kernels import needs_compiler
@@ -96,6 +97,26 @@ def test_unread_runs(golden_either: Path, policy: Policy) -> None:
     assert found.held == NOTHING
 
 
+def test_a_place_is_taken_when_its_run_lets_go(golden_either: Path) -> None:
+    """Even of runs that nobody reads: their inputs stay until taken over, their results until copied."""
+    found = machine(golden_either, "lazy")
+    trajectory, device = found.bind("H1R1"), found.device
+    expected = run(trajectory, 1)
+    run(trajectory)
+    place = trajectory._places[trajectory._next]
+    place.results.host.memory[...] = 0
+    for seed in (1, 2, 3):
+        fill(trajectory, seed)
+        if seed == 1:
+            noise = trajectory.inputs.noise.copy()
+        trajectory.start(decode=False)
+    device.synchronize(place.uploaded)
+    taken = trajectory._graphs.memory.array(f"register{trajectory._graphs.plan.noise}")
+    np.testing.assert_array_equal(device.array(taken), noise)
+    device.synchronize(place.given)
+    np.testing.assert_array_equal(place.results.host.arrays["latents"], expected)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_after_any_failure_the_next_run_is_right(golden_either: Path, policy: Policy) -> None:
     """Whichever request of the device fails, in a run that captures and in one that does not."""
@@ -134,3 +155,16 @@ def test_after_any_failure_the_next_run_is_right(golden_either: Path, policy: Po
         trajectory.close()
     found.backend.close()
     assert found.held == NOTHING
+
+
+def test_null_modulations_after_a_failure(golden_bundle: Path) -> None:
+    """They are not taken for those of times they were never computed for."""
+    found, text = machine(golden_bundle), "H1P1R1@0,0.2,0.5,1"
+    trajectory = found.bind("H1P1R1")
+    run(trajectory)
+    trajectory.set_program(program_of(text))
+    found.engines.failing = "refiner_conditioner"
+    with pytest.raises(BackendError, match="refiner_conditioner failed"):
+        run(trajectory)
+    found.engines.failing = ""
+    np.testing.assert_array_equal(run(trajectory), run(machine(golden_bundle).bind(text)))

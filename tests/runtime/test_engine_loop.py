@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from flowturbo_trt.bundle.store import Bundle
+from flowturbo_trt.runtime.backend import BackendError
 from flowturbo_trt.runtime.cuda_backend import CudaBackend
+from flowturbo_trt.runtime.cuda_graph import WARM_UPS
 from flowturbo_trt.runtime.device import CaptureError
 from flowturbo_trt.runtime.engine_loop import EngineLoop
 from flowturbo_trt.tests.emulated_device import EmulatedDevice
@@ -32,11 +34,11 @@ def engines(backend: CudaBackend) -> EmulatedEngines:
 def test_calls_are_one_graph(backend: CudaBackend, device: EmulatedDevice) -> None:
     loop = backend.loop("predictor", "guided", 3, 5)
     # Once to warm up; capturing runs nothing.
-    assert engines(backend).runs == {"predictor": 1}
+    assert engines(backend).runs == {"predictor": WARM_UPS}
     before = device.counters
     for _ in range(2):
         loop()
-    assert engines(backend).runs == {"predictor": 1 + 2 * 5}
+    assert engines(backend).runs == {"predictor": WARM_UPS + 2 * 5}
     after = device.counters
     assert after.graph_launches - before.graph_launches == 2
     assert after.allocations == before.allocations
@@ -54,21 +56,26 @@ def test_inputs_are_no_zeros(backend: CudaBackend, device: EmulatedDevice) -> No
     loop.close()
 
 
+@pytest.mark.parametrize("error", [CaptureError, BackendError])
 @pytest.mark.parametrize("must_capture", [True, False])
 def test_what_cannot_be_captured(
-    backend: CudaBackend, device: EmulatedDevice, monkeypatch: pytest.MonkeyPatch, must_capture: bool
+    backend: CudaBackend,
+    device: EmulatedDevice,
+    monkeypatch: pytest.MonkeyPatch,
+    must_capture: bool,
+    error: type[BackendError],
 ) -> None:
     def refuse(stream: int, work: object) -> int:
-        raise CaptureError("it waits")
+        raise error("it waits")
 
     monkeypatch.setattr(device, "capture", refuse)
     monkeypatch.setattr(engines(backend), "must_capture", must_capture)
     if must_capture:
-        with pytest.raises(CaptureError, match="it waits"):
+        with pytest.raises(error, match="it waits"):
             backend.loop("predictor", "guided", 1, 4)
     else:
         loop: EngineLoop = backend.loop("predictor", "guided", 1, 4)
         loop()
-        assert engines(backend).runs == {"predictor": 1 + 4}
+        assert engines(backend).runs == {"predictor": WARM_UPS + 4}
         loop.close()
     assert device.counters.live_bytes == 0
