@@ -25,7 +25,7 @@ from flowturbo_trt.runtime.pipeline import Pipeline
 from flowturbo_trt.runtime.request import Request, make_request
 
 SCHEDULE, GUIDANCE, MODEL, THREADS = "H1P5R3", 1.5, "SiT-B/4", 2
-STABILITY = Stability(precision=0.03, at_least=7, seconds=150)
+STABILITY = Stability(precision=0.03, at_least=7, seconds=60)
 BACKENDS = ("onnxruntime", "openvino")
 # The project's default, then what else it has, then torch.
 DEFAULT = "onnxruntime fp32"
@@ -167,7 +167,7 @@ def hoisting_checks(model: str, batch: int, row: dict[str, Any]) -> list[Check]:
 def overhead_check(bundle: Bundle, model: str, batch: int) -> Check:
     """Compare a trajectory with its engines alone, round by round."""
     backend = load_backend("onnxruntime", bundle, "cpu", THREADS)
-    stability = Stability(at_least=31, seconds=60)
+    stability = Stability(at_least=21, seconds=30)
     program = bundle.manifest.programs[SCHEDULE]["guided"]
     parts = breakdown(backend, bundle.manifest, program, batch, stability, decode=False)
     assert parts is not None
