@@ -20,7 +20,7 @@ from flowturbo_trt.runtime.backend_onnxruntime import OnnxRuntimeEngine
 from flowturbo_trt.runtime.host_trajectory import HostTrajectory
 from flowturbo_trt.runtime.onnxruntime_session import session_options
 
-STABILITY = Stability(precision=0.02, at_least=9, seconds=45)
+STABILITY = Stability(precision=0.02, at_least=9, seconds=30)
 AS_CHOSEN = "as chosen"
 # A setting may be left as it is if no other is faster by more than this.
 MARGIN = 0.05

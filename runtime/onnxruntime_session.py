@@ -71,7 +71,7 @@ def open_session(
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Return the settings of every session; benchmarks/cpu_settings.py times others beside them."""
+    """Return the settings of every session, chosen by measurement (benchmarks/cpu_settings.py)."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
