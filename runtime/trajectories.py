@@ -18,8 +18,9 @@ class Lane:
     have been read, whichever others have been.
     """
 
-    def __init__(self, trajectory: Trajectory) -> None:
+    def __init__(self, trajectory: Trajectory, program: Program) -> None:
         self.trajectory = trajectory
+        self._program = program
         self._places = deque(threading.Lock() for _ in range(trajectory.depth))
 
     def enter(self) -> threading.Lock:
@@ -28,6 +29,12 @@ class Lane:
         place.acquire()
         self._places.rotate(-1)
         return place
+
+    def take_numbers(self, program: Program) -> None:
+        """Let further runs have a program's times and coefficients; mostly they have them already."""
+        if program is not self._program:
+            self.trajectory.set_program(program)
+            self._program = program
 
     def close(self) -> None:
         """Wait until every run has been read, and close the trajectory."""
@@ -49,15 +56,15 @@ class Lanes:
         `before_binding` is called when a trajectory has to be bound, which may close another one: a
         caller must not then hold places of its own.
         """
-        key = (program.shape(), batch)
+        key = (program.shape, batch)
         if key not in self._lanes:
             before_binding()
             if len(self._lanes) == MAX_TRAJECTORIES:
                 self._lanes.popitem(last=False)[1].close()
-            self._lanes[key] = Lane(self._backend.bind(program, batch))
+            self._lanes[key] = Lane(self._backend.bind(program, batch), program)
         self._lanes.move_to_end(key)
         lane = self._lanes[key]
-        lane.trajectory.set_program(program)
+        lane.take_numbers(program)
         return lane
 
     def close(self) -> None:

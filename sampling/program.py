@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from flowturbo_trt.sampling.errors import FlowTurboError
@@ -120,8 +121,9 @@ class Program:
         numbers = {time: number for number, time in enumerate(dict.fromkeys(times))}
         return tuple(numbers[time] for time in times)
 
+    @cached_property
     def shape(self) -> tuple[object, ...]:
-        """Return a key equal for programs that differ in times and coefficients only.
+        """A key equal for programs that differ in times and coefficients only.
 
         Such programs can share buffers and captured graphs. Which evaluations of a network happen at
         the same time is part of the shape: what depends on the time alone is computed once for them.

@@ -56,7 +56,7 @@ class FakeTrajectory:
 
     def set_program(self, program: Program, rows: slice | None = None) -> None:
         assert not self.closed
-        assert program.shape() == self.program.shape()
+        assert program.shape == self.program.shape
         self.program = program
 
     def start(self, *, decode: bool, on_step: OnStep | None = None) -> FakeRun:

@@ -194,7 +194,7 @@ def test_rows_at_different_times(
     golden_either: Path, golden_fused_bundle: Path, texts: Sequence[str]
 ) -> None:
     """Each row with times, label and guidance of its own is the row run alone."""
-    assert program_of(texts[0]).shape() == program_of(texts[1]).shape()
+    assert program_of(texts[0]).shape == program_of(texts[1]).shape
     fused, alone = Engines(golden_fused_bundle), []
     for row, text in enumerate(texts):
         alone.append(run(fused.bind(text, 1), first=row)[0])

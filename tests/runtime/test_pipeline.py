@@ -9,11 +9,10 @@ import pytest
 from flowturbo_trt import Bundle, FlowTurboError, Schedule, Step
 from flowturbo_trt import Pipeline as PublicPipeline
 from flowturbo_trt.evaluation.metrics import relative_l2
-from flowturbo_trt.runtime.host_trajectory import HostTrajectory
+from flowturbo_trt.runtime.host_trajectory import HostRun, HostTrajectory
 from flowturbo_trt.runtime.pipeline import Pipeline
 from flowturbo_trt.runtime.request import RequestError, make_request
 from flowturbo_trt.sampling.noise import standard_normal
-from flowturbo_trt.sampling.program import Program
 from flowturbo_trt.sampling.schedule import ScheduleError
 from flowturbo_trt.tests.bundles import Array, changed_copy, latents
 
@@ -42,13 +41,13 @@ def padded(golden_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pip
 def variants_run(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The variants of all programs that are run."""
     variants: set[str] = set()
-    set_program = HostTrajectory.set_program
+    start = HostTrajectory.start
 
-    def watched(trajectory: HostTrajectory, program: Program, rows: slice | None = None) -> None:
-        variants.update(variant for _, variant in program.evaluations())
-        set_program(trajectory, program, rows)
+    def watched(trajectory: HostTrajectory, **options: Any) -> HostRun:
+        variants.update(variant for _, variant in trajectory._program.evaluations())
+        return start(trajectory, **options)
 
-    monkeypatch.setattr(HostTrajectory, "set_program", watched)
+    monkeypatch.setattr(HostTrajectory, "start", watched)
     return variants
 
 

@@ -125,9 +125,9 @@ def test_programs_that_mix_variants_are_written_and_read(interval_schedules: lis
 
 def test_shape() -> None:
     """Borders that lie between the same evaluations make no difference; others do."""
-    assert guided("H4:guided=0.2..0.6").shape() == guided("H4:guided=0.25..0.5").shape()
-    assert guided("H4:guided=0.2..0.6").shape() != guided("H4:guided=0.2..0.8").shape()
-    assert guided("H4:guided=0.2..0.6").shape() != guided("H4").shape()
+    assert guided("H4:guided=0.2..0.6").shape == guided("H4:guided=0.25..0.5").shape
+    assert guided("H4:guided=0.2..0.6").shape != guided("H4:guided=0.2..0.8").shape
+    assert guided("H4:guided=0.2..0.6").shape != guided("H4").shape
 
 
 def test_refiner_of_a_scheduled_field(fields: Fields, noise: Array) -> None:

@@ -22,7 +22,7 @@ def test_round_trip_through_text(schedules: list[Schedule], variant: str) -> Non
         program = trace(schedule, variant)
         back = from_json(json.loads(json.dumps(to_json(program), allow_nan=False)))
         assert back == program
-        assert back.shape() == program.shape()
+        assert back.shape == program.shape
         assert json.dumps(to_json(back)) == json.dumps(to_json(program))
 
 

@@ -84,7 +84,7 @@ def test_steps_of_a_program_name_kinds_and_times() -> None:
 
 
 def shape(text: str, variant: str = "guided") -> tuple[object, ...]:
-    return trace(Schedule.parse(text), variant).shape()
+    return trace(Schedule.parse(text), variant).shape
 
 
 @pytest.mark.parametrize(
@@ -142,9 +142,9 @@ def test_which_times_are_equal_is_part_of_the_shape() -> None:
     moved[evaluations[2]] = replace(third, time=0.75)
     other = replace(program, instructions=tuple(moved))
     assert other.time_slots("predictor") == (0, 1, 2, 3)
-    assert other.shape() != program.shape()
+    assert other.shape != program.shape
     # All numbers changed, with the same times equal: the same shape.
-    assert trace(Schedule.parse("H2@0,0.1,1"), "guided").shape() == program.shape()
+    assert trace(Schedule.parse("H2@0,0.1,1"), "guided").shape == program.shape
 
 
 def rounding_order(program: Program) -> list[tuple[int, ...]]:
