@@ -13,7 +13,8 @@ from flowturbo_trt.bundle.manifest import Manifest
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.evaluation.metrics import relative_l2
 from flowturbo_trt.evaluation.report import Check
-from flowturbo_trt.evaluation.speed.latency import QUIET_SECONDS, Stability, Timing, breakdown
+from flowturbo_trt.evaluation.speed.breakdown import breakdown
+from flowturbo_trt.evaluation.speed.latency import QUIET_SECONDS, Stability, Timing
 from flowturbo_trt.evaluation.speed.latency import measure as timed
 from flowturbo_trt.evaluation.torch_reference import TorchOptions, load_torch_networks
 from flowturbo_trt.examples.digits.bundle import digits_options

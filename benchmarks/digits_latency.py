@@ -13,7 +13,8 @@ import numpy as np
 from flowturbo_trt.benchmarks.digits_quality import SCHEDULES
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.evaluation.report import Check
-from flowturbo_trt.evaluation.speed.latency import Stability, breakdown, interleaved_medians
+from flowturbo_trt.evaluation.speed.breakdown import breakdown
+from flowturbo_trt.evaluation.speed.latency import Stability, interleaved_medians
 from flowturbo_trt.examples.digits.bundle import BATCHES, GUIDANCE, build_digits
 from flowturbo_trt.runtime.backend_onnxruntime import OnnxRuntimeBackend
 from flowturbo_trt.runtime.pipeline import Pipeline

@@ -14,7 +14,7 @@ from flowturbo_trt.runtime.backend import BackendError
 from flowturbo_trt.runtime.cuda_errors import CheckedDriver, import_bindings
 from flowturbo_trt.runtime.cuda_kernels import cached_kernels
 from flowturbo_trt.runtime.device import DeviceError, OutOfMemoryError
-from flowturbo_trt.runtime.kernel_cache import KernelCache, default_folder
+from flowturbo_trt.runtime.kernel_cache import KernelCache, cache_folder
 
 
 def open_device(text: str) -> "CudaDevice":
@@ -22,7 +22,7 @@ def open_device(text: str) -> "CudaDevice":
     match = re.fullmatch(r"cuda(?::(\d+))?", text)
     if match is None:
         raise BackendError(f"unknown device {text!r}; expected cuda or cuda:N")
-    return CudaDevice(int(match[1] or 0), import_bindings("driver"), default_folder())
+    return CudaDevice(int(match[1] or 0), import_bindings("driver"), cache_folder("kernels"))
 
 
 class CudaDevice:

@@ -9,15 +9,15 @@ from pathlib import Path
 _DIGEST = hashlib.sha256().digest_size
 
 
-def default_folder() -> Path | None:
-    """Return this user's folder for compiled kernels, None where there is no home."""
+def cache_folder(name: str) -> Path | None:
+    """Return this user's folder for one kind of compiled kernels, None where there is no home."""
     place = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
     try:
         # A relative path is no place at all, says the XDG Base Directory Specification.
         base = Path(place) if os.path.isabs(place) else Path.home() / ".cache"
     except RuntimeError:
         return None
-    return base / "flowturbo_trt" / "kernels"
+    return base / "flowturbo_trt" / name
 
 
 class KernelCache:
@@ -37,10 +37,10 @@ class KernelCache:
         digest, content = data[:_DIGEST], data[_DIGEST:]
         return content if hashlib.sha256(content).digest() == digest else None
 
-    def write(self, key: str, content: bytes) -> None:
-        """Keep a content, if that is possible."""
+    def write(self, key: str, content: bytes) -> bool:
+        """Keep a content, and tell whether that was possible."""
         if self._folder is None:
-            return
+            return False
         draft: str | None = None
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -52,3 +52,5 @@ class KernelCache:
         except OSError:
             if draft is not None:
                 Path(draft).unlink(missing_ok=True)
+            return False
+        return True

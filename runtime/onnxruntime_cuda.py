@@ -17,7 +17,7 @@ from flowturbo_trt.runtime.cuda_backend import CudaBackend
 from flowturbo_trt.runtime.cuda_driver import open_device
 from flowturbo_trt.runtime.cuda_memory import Streams
 from flowturbo_trt.runtime.device import DeviceArray
-from flowturbo_trt.runtime.kernel_cache import default_folder
+from flowturbo_trt.runtime.kernel_cache import cache_folder
 from flowturbo_trt.runtime.onnxruntime_session import failure, open_session
 
 
@@ -114,7 +114,6 @@ def provider_options(streams: Streams, precision: str, sha256: str) -> dict[str,
         "trt_fp16_enable": "1" if precision == "fp16" else "0",
         "trt_bf16_enable": "1" if precision == "bf16" else "0",
     }
-    if (folder := default_folder()) is not None:
-        cache = folder.parent / "onnxruntime-tensorrt" / sha256
-        tensorrt |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)}
+    if (folder := cache_folder("onnxruntime-tensorrt")) is not None:
+        tensorrt |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder / sha256)}
     return {"CUDAExecutionProvider": cuda, "TensorrtExecutionProvider": tensorrt}

@@ -5,17 +5,13 @@ large network. What is kept here only saves that time. So a folder that cannot b
 that is damaged or of another machine are no errors: the kernels are compiled again.
 """
 
-import contextlib
 import ctypes
 import hashlib
-import os
 import sys
-import tempfile
 from dataclasses import astuple, dataclass
-from pathlib import Path
 from typing import Any
 
-_DIGEST = hashlib.sha256
+from flowturbo_trt.runtime.kernel_cache import KernelCache
 
 
 @dataclass(frozen=True)
@@ -31,40 +27,32 @@ class CacheKey:
     @property
     def file(self) -> str:
         parts = "\n".join(map(str, astuple(self)))
-        return f"{self.plan[:12]}-{_DIGEST(parts.encode()).hexdigest()[:20]}.cache"
+        return f"{self.plan[:12]}-{hashlib.sha256(parts.encode()).hexdigest()[:20]}.cache"
 
 
-class KernelCache:
-    """An IRuntimeCache that remembers what was in its file."""
+class TensorRtKernels:
+    """An IRuntimeCache that remembers what was kept of it."""
 
-    def __init__(self, folder: Path, key: CacheKey, cache: Any) -> None:
-        self.path = folder / key.file
+    def __init__(self, kept: KernelCache, key: CacheKey, cache: Any) -> None:
         self.cache = cache
+        self._kept = kept
+        self._file = key.file
         self._saved = 0
-        content = _read(self.path)
+        content = kept.read(self._file)
         # False for kernels of another version or GPU, which the key should exclude.
         if content is not None and cache.deserialize(content):
             self._saved = len(content)
 
     def save(self) -> bool:
-        """Write the kernels to the file if there are more than in it, and tell whether that was done."""
+        """Keep the kernels if there are more than were kept before, and tell whether that was done."""
         held = self.cache.serialize()
         if held is None:
             return False
         content = bytes(memoryview(held))
-        if len(content) <= self._saved or not _write(self.path, content):
+        if len(content) <= self._saved or not self._kept.write(self._file, content):
             return False
         self._saved = len(content)
         return True
-
-
-def default_folder() -> Path:
-    """Return the user's folder for kernels that were compiled for TensorRT plans."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "flowturbo_trt" / "tensorrt"
 
 
 def driver_version() -> str:
@@ -76,32 +64,3 @@ def driver_version() -> str:
         return "none"
     failed = driver.cuDriverGetVersion(ctypes.byref(version))
     return "none" if failed else str(version.value)
-
-
-def _read(path: Path) -> bytes | None:
-    """Return a file's content if it is whole: TensorRT is not given what is not."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    size = _DIGEST().digest_size
-    digest, body = content[:size], content[size:]
-    return body if _DIGEST(body).digest() == digest else None
-
-
-def _write(path: Path, content: bytes) -> bool:
-    """Write a file at once or not at all; other processes may be reading and writing it."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(_DIGEST(content).digest())
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-        return False
-    return True

@@ -16,18 +16,19 @@ from flowturbo_trt.bundle.manifest import Engine, Tensor
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.runtime.backend import BackendError
 from flowturbo_trt.runtime.device import ALIGNMENT, Device, DeviceArray
-from flowturbo_trt.runtime.tensorrt_cache import CacheKey, KernelCache, default_folder, driver_version
+from flowturbo_trt.runtime.kernel_cache import KernelCache, cache_folder
+from flowturbo_trt.runtime.tensorrt_cache import CacheKey, TensorRtKernels, driver_version
 from flowturbo_trt.runtime.tensorrt_interface import check_interface, check_outputs, shape_for
 from flowturbo_trt.runtime.tensorrt_layers import agrees, layer_precisions
 from flowturbo_trt.runtime.tensorrt_log import collector
 from flowturbo_trt.runtime.tensorrt_refusal import RefusedPlan, memory_error, out_of_memory, plan_problems
 
 
-def open_runtime(module_name: str, backend: str, cache_folder: Path | None = None) -> "TensorRtRuntime":
+def open_runtime(module_name: str, backend: str, kernels: Path | None = None) -> "TensorRtRuntime":
     """Import a flavour of TensorRT and start it.
 
-    Kernels that it compiles are kept in `cache_folder`, or the user's cache. Raises BackendError where it
-    is not installed or does not start.
+    Kernels that it compiles are kept in the folder `kernels`, or the user's cache. Raises BackendError
+    where it is not installed or does not start.
     """
     try:
         trt = importlib.import_module(module_name)
@@ -35,16 +36,16 @@ def open_runtime(module_name: str, backend: str, cache_folder: Path | None = Non
         raise BackendError(
             f"backend {backend} is not installed ({error}); pip install 'flowturbo_trt[{backend}]'"
         ) from error
-    return TensorRtRuntime(trt, backend, cache_folder or default_folder())
+    return TensorRtRuntime(trt, backend, KernelCache(kernels or cache_folder("tensorrt")))
 
 
 class TensorRtRuntime:
     """A started TensorRT, which loads plans."""
 
-    def __init__(self, trt: ModuleType, backend: str, cache_folder: Path) -> None:
+    def __init__(self, trt: ModuleType, backend: str, kernels: KernelCache) -> None:
         self.trt = trt
         self.backend = backend
-        self.cache_folder = cache_folder
+        self.kernels = kernels
         self.log = collector(trt)
         try:
             self._runtime = trt.Runtime(self.log)
@@ -159,7 +160,7 @@ class TensorRtEngine:
             )
         return self.described.batches.index(batch)
 
-    def _open_kernel_cache(self, sha256: str) -> KernelCache | None:
+    def _open_kernel_cache(self, sha256: str) -> TensorRtKernels | None:
         config = self._new_config()
         if not hasattr(config, "create_runtime_cache"):
             return None
@@ -170,7 +171,7 @@ class TensorRtEngine:
             capability=self._device.capability,
             driver=driver_version(),
         )
-        return KernelCache(self._runtime.cache_folder, key, config.create_runtime_cache())
+        return TensorRtKernels(self._runtime.kernels, key, config.create_runtime_cache())
 
     def _runtime_config(self) -> Any:
         trt, config = self._runtime.trt, self._new_config()

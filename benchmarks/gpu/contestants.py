@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from flowturbo_trt.benchmarks.gpu.cases import GUIDANCE, Case
 from flowturbo_trt.benchmarks.gpu.targets import Target
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.evaluation.speed.latency import Stability, breakdown, measure
+from flowturbo_trt.evaluation.speed.breakdown import breakdown
+from flowturbo_trt.evaluation.speed.latency import Stability, measure
 from flowturbo_trt.evaluation.torch_reference import WARM_UPS, TorchNetworks, TorchOptions
 from flowturbo_trt.runtime.cuda_driver import open_device
 from flowturbo_trt.runtime.pipeline import Pipeline

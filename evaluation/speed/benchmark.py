@@ -12,12 +12,11 @@ import numpy as np
 from flowturbo_trt.bundle.manifest import Engine, Manifest
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.evaluation.metrics import relative_l2
+from flowturbo_trt.evaluation.speed.breakdown import Breakdown, breakdown
 from flowturbo_trt.evaluation.speed.latency import (
     QUIET_SECONDS,
-    Breakdown,
     Stability,
     Timing,
-    breakdown,
     measure,
 )
 from flowturbo_trt.evaluation.speed.startup import Startup, Work, measure_startup

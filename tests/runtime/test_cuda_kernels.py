@@ -8,7 +8,7 @@ from flowturbo_trt.runtime import cuda_kernels
 from flowturbo_trt.runtime.backend import BackendError, UnsupportedError
 from flowturbo_trt.runtime.cuda_kernels import cached_kernels, compile_kernels
 from flowturbo_trt.runtime.device import DeviceError
-from flowturbo_trt.runtime.kernel_cache import KernelCache, default_folder
+from flowturbo_trt.runtime.kernel_cache import KernelCache, cache_folder
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
 KERNEL = """
@@ -111,7 +111,7 @@ def test_failed_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError("disk full")
 
     monkeypatch.setattr("os.replace", fail)
-    KernelCache(tmp_path).write("key", b"content")
+    assert not KernelCache(tmp_path).write("key", b"content")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -119,11 +119,11 @@ def test_failed_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     ("place", "expected"),
     [("/somewhere", "/somewhere"), ("relative", "/home/someone/.cache"), ("", "/home/someone/.cache")],
 )
-def test_default_folder(place: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder(place: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", place)
     monkeypatch.setenv("HOME", "/home/someone")
-    assert default_folder() == Path(expected) / "flowturbo_trt" / "kernels"
+    assert cache_folder("kernels") == Path(expected) / "flowturbo_trt" / "kernels"
 
 
 def test_no_home_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,4 +132,4 @@ def test_no_home_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", fail)
-    assert default_folder() is None
+    assert cache_folder("kernels") is None

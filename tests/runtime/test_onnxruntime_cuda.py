@@ -134,7 +134,7 @@ def test_provider_options(
 
 def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is kept, and nothing fails."""
-    monkeypatch.setattr("flowturbo_trt.runtime.onnxruntime_cuda.default_folder", lambda: None)
+    monkeypatch.setattr("flowturbo_trt.runtime.onnxruntime_cuda.cache_folder", lambda name: None)
     options = provider_options(Streams.on(WatchedDevice()), "fp32", "0123abcd")
     assert not [name for name in options["TensorrtExecutionProvider"] if "cache" in name]
 

@@ -8,7 +8,7 @@ import pytest
 
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.runtime import tensorrt_engine
-from flowturbo_trt.runtime.tensorrt_cache import CacheKey, default_folder
+from flowturbo_trt.runtime.tensorrt_cache import CacheKey
 from flowturbo_trt.tests.fake_tensorrt import SCRATCH, IRuntimeCache
 from flowturbo_trt.tests.runtime.tensorrt_machines import Machine, MakeMachine, machine_maker
 
@@ -151,12 +151,3 @@ def test_key_is_of_this_machine(machine: Machine, monkeypatch: pytest.MonkeyPatc
     plan = manifest.files[manifest.engine("refiner", "guided", machine.backend).file]
     key = CacheKey(plan.sha256, "tensorrt_rtx 1.7.1", "emulated GPU", (9, 0), "13010")
     assert [file.name for file in machine.kernels.iterdir()] == [key.file]
-
-
-@pytest.mark.skipif(os.name != "posix", reason="the folder of other systems")
-def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "flowturbo_trt" / "tensorrt"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_folder() == tmp_path / ".cache" / "flowturbo_trt" / "tensorrt"
