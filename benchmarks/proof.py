@@ -7,10 +7,12 @@ from pathlib import Path
 import click
 
 from flowturbo_trt.benchmarks import (
+    bulk_generation,
     cpu_latency,
     cpu_settings,
     digits_latency,
     digits_quality,
+    digits_refiner,
     full_size,
     killed_builds,
     onnxruntime_speed,
@@ -21,6 +23,8 @@ from flowturbo_trt.evaluation.report import write_report
 PARTS = {
     "digits_latency": digits_latency.measure,
     "digits_quality": digits_quality.measure,
+    "digits_refiner": digits_refiner.measure,
+    "bulk_generation": bulk_generation.measure,
     "full_size": full_size.measure,
     "killed_builds": killed_builds.measure,
     "onnxruntime_speed": onnxruntime_speed.measure,

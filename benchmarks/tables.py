@@ -48,15 +48,47 @@ def _latency(result: dict[str, Any]) -> list[str]:
 
 
 def _quality(result: dict[str, Any]) -> list[str]:
-    lines = _head("schedule", "recognised", "Fréchet distance", "endpoint error")
+    lines = _head("schedule", "predictor", "refiner", *JUDGED, "R's gain")
     for row in result["schedules"]:
-        figures = (
-            f"{row['recognised']:.1%}",
-            f"{row['frechet_distance']:.3f}",
-            f"{row['endpoint_error']:.2f}",
-        )
-        lines.append(_row(row["schedule"], *figures))
+        counts = (str(row["evaluations"].get(network, 0)) for network in ("predictor", "refiner"))
+        gain = "" if row["gain"] is None else f"{row['gain']:.2f}×"
+        lines.append(_row(row["schedule"], *counts, *_judged(row), gain))
     return lines
+
+
+def _refiner(result: dict[str, Any]) -> list[str]:
+    lines = _head("schedule", *JUDGED)
+    lines += [_row(text, *_judged(figures)) for text, figures in result["schedules"].items()]
+    schedules = list(result["variants"][0]["schedules"])
+    errors = [f"{text}, endpoint error" for text in schedules]
+    distances = [f"{text}, Fréchet distance" for text in schedules]
+    lines += ["", *_head("trained", "last loss", *errors, *distances)]
+    for row in result["variants"]:
+        judged = [row["schedules"][text] for text in schedules]
+        figures = [f"{j['endpoint_error']:.3f}" for j in judged]
+        figures += [f"{j['frechet_distance']:.3f}" for j in judged]
+        lines.append(_row(row["variant"], f"{row['loss']:.4f}", *figures))
+    return lines
+
+
+def _bulk(result: dict[str, Any]) -> list[str]:
+    values = {name: f"{value:.4g}" for name, value in result["metrics"].items()}
+    lines = _head("images", "images/s", "generated in", "evaluated in", *values)
+    minutes = [f"{result[f'{work}_seconds'] / 60:.1f} min" for work in ("generation", "evaluation")]
+    rate = f"{result['images_per_second']:.0f}"
+    lines.append(_row(f"{result['images']:,}", rate, *minutes, *values.values()))
+    return lines
+
+
+JUDGED = ("recognised", "Fréchet distance", "endpoint error")
+
+
+def _judged(figures: dict[str, Any]) -> tuple[str, str, str]:
+    return (
+        f"{figures['recognised']:.1%}",
+        f"{figures['frechet_distance']:.3f}",
+        f"{figures['endpoint_error']:.3f}",
+    )
 
 
 def _builds(result: dict[str, Any]) -> list[str]:
@@ -96,6 +128,8 @@ def _only_checks(result: dict[str, Any]) -> list[str]:
 TABLES = {
     "digits_latency": _latency,
     "digits_quality": _quality,
+    "digits_refiner": _refiner,
+    "bulk_generation": _bulk,
     "full_size": _builds,
     "killed_builds": _only_checks,
     "onnxruntime_speed": _speed,

@@ -13,6 +13,7 @@ from flowturbo_trt.bundle.environment import versions
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.commands.common import JSON_VERSION, Console, evaluation_counts, make_command
 from flowturbo_trt.commands.files import check_outputs
+from flowturbo_trt.commands.running import running_options
 from flowturbo_trt.evaluation.report import machine
 from flowturbo_trt.evaluation.speed.benchmark import (
     ALTERNATIVES,
@@ -25,7 +26,6 @@ from flowturbo_trt.evaluation.speed.benchmark import (
     Measured,
 )
 from flowturbo_trt.evaluation.speed.latency import Stability, Timing
-from flowturbo_trt.runtime.backend import PROVIDERS
 from flowturbo_trt.sampling.schedule import Schedule
 
 DEFAULTS = BenchmarkOptions()
@@ -52,10 +52,7 @@ class Names(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 @click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.option("--schedule", "schedules", multiple=True, help="Default: the bundle's default; repeatable.")
 @click.option("--batch", "batches", multiple=True, type=int, help="Default: all of the bundle; repeatable.")
-@click.option("--backend", help="What runs the engines. Default: onnxruntime, or what the bundle has.")
-@click.option("--device", help="cpu, cuda or cuda:N. Default: what the backend is made for.")
-@click.option("--provider", type=click.Choice(PROVIDERS), help="What ONNX Runtime runs engines on.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads. Default: all cores.")
+@running_options
 @click.option("--guidance", type=float, help="Guidance scale; 1 is none. Default: the bundle's.")
 @click.option("--against", type=Names(), default=(), help="Run the same in torch, in turn with the engines.")
 @click.option(

@@ -9,14 +9,24 @@ import flowturbo_trt
 COMMANDS = {
     "bench": "Measure a bundle's latency, also against torch.",
     "build": "Compile checkpoints into a bundle of engines.",
+    "diagnose": "Show how steady velocities are, and what a refiner is worth.",
     "doctor": "Say what this machine can build and run, and why not.",
+    "encode": "Encode a folder of images into a latent cache to train on.",
+    "evaluate": "Judge images (FID and the rest), or compare schedules.",
+    "generate": "Generate many images from a bundle, resumable, on many workers.",
     "inspect": "Show what a bundle holds and check every file of it.",
     "sample": "Generate images from a bundle.",
     "train": "Train a velocity refiner for a predictor.",
     "verify": "Hold a bundle's engines against its float32 graphs.",
 }
 # The extra that a command's imports come with; the others run with the base install.
-EXTRAS = {"build": "export", "train": "train"}
+EXTRAS = {
+    "build": "export",
+    "train": "train",
+    "encode": "train",
+    "evaluate": "evaluate",
+    "diagnose": "evaluate",
+}
 
 
 class LazyGroup(click.Group):

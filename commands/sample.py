@@ -17,7 +17,7 @@ from flowturbo_trt.commands.files import (
     save_arrays,
     write_images,
 )
-from flowturbo_trt.runtime.backend import PROVIDERS
+from flowturbo_trt.commands.running import running_options
 from flowturbo_trt.runtime.pipeline import Generated, Pipeline, Step
 from flowturbo_trt.runtime.request import Request, make_request
 from flowturbo_trt.sampling.schedule import Schedule
@@ -34,10 +34,7 @@ from flowturbo_trt.sampling.schedule import Schedule
 @click.option("--columns", type=click.IntRange(min=1), help="Columns of the grid. Default: a square.")
 @click.option("--output-latents", type=click.Path(path_type=Path), help="Latents (N,C,H,W) as .npy.")
 @click.option("--trajectory", type=click.Path(path_type=Path), help="States and velocities per step as .npz.")
-@click.option("--backend", help="What runs the engines. Default: onnxruntime, or what the bundle has.")
-@click.option("--device", help="cpu, cuda or cuda:N. Default: what the backend is made for.")
-@click.option("--provider", type=click.Choice(PROVIDERS), help="What ONNX Runtime runs engines on.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads. Default: all cores.")
+@running_options
 def command(
     console: Console,
     path: Path,

@@ -1,34 +1,45 @@
 """`flowturbo_trt train`."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from flowturbo_trt.commands.common import Console, make_command
+from flowturbo_trt.commands.files import write_images
+from flowturbo_trt.export.use import default_guidance, guided_channels
 from flowturbo_trt.models.catalogue import resolve
-from flowturbo_trt.models.checkpoints import (
-    file_sha256,
-    given_config,
-    load_checkpoint,
-    load_predictor,
-)
-from flowturbo_trt.training.data import LatentCache
-from flowturbo_trt.training.train_refiner import TrainingConfig, train_refiner
+from flowturbo_trt.models.checkpoints import given_config, load_checkpoint, load_predictor
+from flowturbo_trt.training.config import PRESETS, TrainingConfig, TrainingError
+from flowturbo_trt.training.data import check_same_autoencoder, open_source
+from flowturbo_trt.training.distributed import DEVICES, Group, joined
+from flowturbo_trt.training.previews import Previews
+from flowturbo_trt.training.source import LatentSource
+from flowturbo_trt.training.train_refiner import train_refiner
 
 HELP = {
     "steps": "Optimizer steps.",
-    "batch": "Latents per step.",
-    "learning_rate": "AdamW's learning rate, constant.",
+    "batch": "Latents per step, of all processes together.",
+    "accumulate": "Parts in which each process takes its share of a batch: less memory, same gradient.",
+    "learning_rate": "AdamW's learning rate, constant after the warm-up.",
+    "warmup": "Steps in which the learning rate rises from zero.",
     "weight_decay": "AdamW's weight decay.",
+    "clip": "Largest norm of a gradient; 0 is no limit.",
     "ema": "Decay of the moving average of the weights, which is what `build` takes.",
     "max_delta": "Largest time step Δ that the refiner learns to bridge.",
     "label_drop": "Share of samples trained without their label.",
+    "guidance_low": "Smallest guidance scale of the first velocity.",
+    "guidance_high": "Largest guidance scale of the first velocity; 1 and 1 are the paper's, unguided.",
     "depth": "Blocks of the refiner.",
-    "precision": "fp32, or bf16 for autocast.",
+    "width": "Width of the refiner; 0 is the predictor's.",
+    "heads": "Attention heads of the refiner; 0 is as many as make them the predictor's size.",
+    "init": "random, or predictor: embeddings and first blocks are the predictor's.",
+    "precision": "fp32, or bf16 for autocast; the weights are float32 in both.",
     "checkpoint_every": "Steps between checkpoints.",
+    "keep": "Checkpoints kept, the newest ones.",
     "seed": "Seed of everything random.",
 }
 
@@ -44,7 +55,12 @@ def config_options(function: Callable[..., None]) -> Callable[..., None]:
 
 @make_command(name="train", short_help="Train a velocity refiner for a predictor.")
 @click.option("--predictor", required=True, help="Checkpoint of the predictor, or a public model's name.")
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Latent cache (.safetensors).")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Latent cache (a file, or a folder that `encode` wrote), or a folder of images.",
+)
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder; continued if it has a run."
 )
@@ -53,30 +69,90 @@ def config_options(function: Callable[..., None]) -> Callable[..., None]:
     "--config", type=click.Path(path_type=Path), help="JSON file with what checkpoints do not tell."
 )
 @click.option("--download", is_flag=True, help="Fetch public models that are given by name.")
+@click.option(
+    "--encoder", type=click.Path(path_type=Path), help="Autoencoder to encode a folder of images with."
+)
+@click.option("--size", type=click.IntRange(min=1), help="Side in pixels that images are cropped to.")
+@click.option("--flip/--no-flip", default=None, help="Mirror half of the images. Default: if the cache can.")
+@click.option(
+    "--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to train."
+)
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="class-conditional",
+    show_default=True,
+    help="The paper's hyper-parameters for a kind of model; options that are given win. "
+    "Networks that read text cannot be trained yet: text-to-image is its hyper-parameters alone.",
+)
 @config_options
-def command(
-    console: Console,
-    predictor: str,
-    data: Path,
-    out: Path,
-    model: str | None,
-    config: Path | None,
-    download: bool,
-    **settings: Any,
-) -> None:
+@click.option(
+    "--tensorboard/--no-tensorboard",
+    default=True,
+    show_default=True,
+    help="Write event files to OUT/tensorboard.",
+)
+@click.option(
+    "--preview-every",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Steps between images in OUT/previews; 0 is none.",
+)
+@click.option("--decoder", type=click.Path(path_type=Path), help="Autoencoder that decodes the previews.")
+@click.option(
+    "--preview-schedule", default=Previews.schedule, show_default=True, help="Schedule of the previews."
+)
+def command(console: Console, **options: Any) -> None:
     """Train a velocity refiner; the folder OUT holds its weights (refiner.safetensors) and can be resumed.
 
     \b
-    flowturbo_trt train --predictor sit.pt --data latents.safetensors --out refiner
+    flowturbo_trt train --predictor sit.pt --data latents --out refiner
+    torchrun --nproc-per-node 8 --no-python flowturbo_trt train --predictor sit.pt …
     """
-    training = TrainingConfig(**settings)
-    given = given_config(model, config)
+    preset = PRESETS[options["preset"]]
+    training = TrainingConfig(
+        **{f.name: _setting(f.name, preset, options) for f in dataclasses.fields(TrainingConfig)}
+    )
+    with joined(options["device"], quiet=not console.shows_tracebacks) as group:
+        weights, loss = _train(console, training, group, options)
+    if group.leads:
+        console.result(
+            {
+                "command": "train",
+                "weights": str(weights),
+                "steps": training.steps,
+                "loss": loss,
+                "processes": group.size,
+            },
+            f"{training.steps} steps, {_told(loss)}: {weights}",
+        )
+
+
+def _told(loss: float | None) -> str:
+    return "done before" if loss is None else f"last loss {loss:.4f}"
+
+
+def _setting(name: str, preset: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """Return an option as given, on the command line or in a configuration file, else the preset's."""
+    given = click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
+    return options[name] if given else preset.get(name, options[name])
+
+
+def _train(
+    console: Console, training: TrainingConfig, group: Group, options: Mapping[str, Any]
+) -> tuple[Path, float | None]:
+    """Load what is asked for and train; return the weights and the last loss, if a step was taken."""
+    given = given_config(options["model"], options["config"])
     last: float | None = None
     with console.progress() as progress:
-        checkpoint = load_checkpoint(resolve(predictor, download, progress))
-        network = load_predictor(checkpoint, given)
-        cache = LatentCache.load(data)
-        sources = {"predictor": checkpoint.sha256, "data": file_sha256(data)}
+        if group.leads:
+            resolve(options["predictor"], options["download"], progress)
+        # Fetched once; the others find it.
+        group.agree(0)
+        checkpoint = load_checkpoint(resolve(options["predictor"], options["download"], progress))
+        predictor = load_predictor(checkpoint, given)
+        previews = _previews(given, options)
 
         def on_step(step: int, loss: float) -> None:
             nonlocal last
@@ -84,8 +160,43 @@ def command(
             if step % 10 == 0 or step == training.steps:
                 progress(f"loss {loss:.4f}", step, training.steps)
 
-        weights = train_refiner(network, cache, training, out, on_step, sources)
-    console.result(
-        {"command": "train", "weights": str(weights), "steps": training.steps, "loss": last},
-        f"{training.steps} steps, {'done before' if last is None else f'last loss {last:.4f}'}: {weights}",
+        weights = train_refiner(
+            predictor,
+            _source(group, options, previews),
+            training,
+            options["out"],
+            on_step,
+            {"predictor": checkpoint.sha256},
+            guided_channels=guided_channels(given, predictor.config.in_channels),
+            group=group,
+            tensorboard=options["tensorboard"],
+            previews=previews,
+        )
+    return weights, last
+
+
+def _source(group: Group, options: Mapping[str, Any], previews: Previews | None) -> LatentSource:
+    """Open the data, made with the autoencoder that the previews are decoded with."""
+    names = ("encoder", "size", "flip")
+    source = open_source(options["data"], **{name: options[name] for name in names}, device=group.device)
+    if previews is not None:
+        check_same_autoencoder(source, options["decoder"])
+    return source
+
+
+def _previews(given: Mapping[str, Any], options: Mapping[str, Any]) -> Previews | None:
+    if options["preview_every"] == 0:
+        return None
+    if options["decoder"] is None:
+        raise TrainingError("--preview-every needs --decoder, the autoencoder that makes images of latents")
+    # Imported here because diffusers takes seconds to import, which is for previews alone.
+    from flowturbo_trt.models.autoencoder import load_decoder
+
+    decoder, _ = load_decoder(options["decoder"])
+    return Previews(
+        decoder,
+        lambda images, path: write_images(images, path, None),
+        options["preview_every"],
+        options["preview_schedule"],
+        default_guidance(given),
     )

@@ -10,11 +10,11 @@ import onnxruntime
 
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.commands.common import CHECK_FAILED, Console, make_command
+from flowturbo_trt.commands.running import provider_option, threads_option
 from flowturbo_trt.evaluation.parity.bisect import Bisection, bisect, require_tools
 from flowturbo_trt.evaluation.parity.options import ParityOptions
 from flowturbo_trt.evaluation.parity.results import EngineParity, ParityReport, Status, TrajectoryParity
 from flowturbo_trt.evaluation.parity.verification import verify
-from flowturbo_trt.runtime.backend import PROVIDERS
 
 SIGNS: dict[Status, str] = {"passed": "✓", "failed": "✗", "not run": "–"}
 
@@ -33,8 +33,8 @@ SIGNS: dict[Status, str] = {"passed": "✓", "failed": "✗", "not run": "–"}
 )
 @click.option("--seed", type=int, default=ParityOptions.seed, show_default=True, help="Of the first image.")
 @click.option("--device", help="cpu, cuda or cuda:N. Default: what each backend is made for.")
-@click.option("--provider", type=click.Choice(PROVIDERS), help="What ONNX Runtime runs engines on.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads. Default: all cores.")
+@provider_option
+@threads_option
 @click.option("--bisect", "bisects", is_flag=True, help="Name the layer where a failed engine goes wrong.")
 def command(console: Console, path: Path, bisects: bool, **given: Any) -> None:
     """Hold the engines of BUNDLE against its float32 graphs: every call, trajectories, images.

@@ -1,10 +1,9 @@
 """The checkpoints a bundle is built from, loaded and held against each other."""
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 from flowturbo_trt.export.options import BuildError, BuildOptions
+from flowturbo_trt.export.use import default_guidance, guided_channels, preferred_schedules
 from flowturbo_trt.models.autoencoder import Decoder, load_decoder
 from flowturbo_trt.models.checkpoints import (
     ConfigError,
@@ -14,10 +13,6 @@ from flowturbo_trt.models.checkpoints import (
     load_refiner,
 )
 from flowturbo_trt.models.sit import SiT
-
-# Guided by the reference: the first three of four latent channels.
-REFERENCE_GUIDED_CHANNELS = 3
-DEFAULT_GUIDANCE = 1.5
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,7 @@ def load_sources(options: BuildOptions) -> Sources:
     refiner = decoder = None
     if options.refiner:
         checkpoint = load_checkpoint(options.refiner)
-        refiner = load_refiner(checkpoint, predictor.config)
+        refiner = load_refiner(checkpoint, predictor.config, given.get("refiner_heads"))
         provenance["refiner"] = checkpoint.provenance()
         if given.get("refiner_depth", refiner.config.depth) != refiner.config.depth:
             raise ConfigError(
@@ -57,29 +52,6 @@ def load_sources(options: BuildOptions) -> Sources:
                 f"{options.decoder}: decodes {decoder.latent_channels} latent channels, the predictor has "
                 f"{predictor.config.in_channels}; give the decoder of this model"
             )
-    channels = _guided_channels(given, predictor.config.in_channels)
-    guidance, schedules = _default_guidance(given), _schedules(given)
+    channels = guided_channels(given, predictor.config.in_channels)
+    guidance, schedules = default_guidance(given), preferred_schedules(given)
     return Sources(predictor, refiner, decoder, channels, guidance, schedules, provenance)
-
-
-def _guided_channels(given: dict[str, Any], latent_channels: int) -> int:
-    channels = given.get("guided_channels", min(REFERENCE_GUIDED_CHANNELS, latent_channels))
-    if channels == "all":
-        return latent_channels
-    if type(channels) is not int or not 1 <= channels <= latent_channels:
-        raise ConfigError(f"guided_channels is {channels!r}, expected 'all' or 1 to {latent_channels}")
-    return channels
-
-
-def _default_guidance(given: dict[str, Any]) -> float:
-    scale = given.get("cfg_scale", DEFAULT_GUIDANCE)
-    if type(scale) not in (int, float) or not math.isfinite(scale):
-        raise ConfigError(f"cfg_scale is {scale!r}, expected a number")
-    return float(scale)
-
-
-def _schedules(given: dict[str, Any]) -> tuple[str, ...]:
-    schedules = given.get("schedules", [])
-    if not isinstance(schedules, list) or not all(isinstance(text, str) for text in schedules):
-        raise ConfigError(f"schedules are {schedules!r}, expected a list of texts like 'H1P5R3'")
-    return tuple(schedules)

@@ -12,7 +12,6 @@ moment a build is killed in, the next one goes on from the pieces that were fini
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from flowturbo_trt.bundle.lock import hold
 from flowturbo_trt.bundle.manifest import BundleError, Engine, FileRecord, Graph, Manifest
 from flowturbo_trt.bundle.store import read_manifest, sha256
 from flowturbo_trt.bundle.writing import (
@@ -207,29 +207,13 @@ def _lock(folder: Path, out: Path) -> int:
         if any(folder.iterdir()) and not (folder / LOCK).is_file():
             raise BundleError(f"{folder}: is in the way, and no build made it; move it elsewhere")
         try:
-            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = hold(folder / LOCK)
         except FileNotFoundError:
             # Removed in between, by a build that is done.
             continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise BundleError(
-                f"{out}: another build is at work there; wait for it, or give another path"
-            ) from error
-        if _is_named(descriptor, folder / LOCK):
-            return descriptor
-        # The build that held it was done and has removed the file since: this lock keeps nobody out.
-        os.close(descriptor)
-
-
-def _is_named(descriptor: int, path: Path) -> bool:
-    try:
-        held, named = os.fstat(descriptor), os.stat(path)
-    except FileNotFoundError:
-        return False
-    return (held.st_ino, held.st_dev) == (named.st_ino, named.st_dev)
+        if descriptor is None:
+            raise BundleError(f"{out}: another build is at work there; wait for it, or give another path")
+        return descriptor
 
 
 def _remove(folder: Path) -> None:

@@ -1,5 +1,6 @@
-"""The decoder: latents to uint8 images, through diffusers' AutoencoderKL."""
+"""The two halves of an autoencoder: images to latents and back, through diffusers' AutoencoderKL."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -27,6 +28,35 @@ STABLE_DIFFUSION_CONFIG: dict[str, Any] = {
     "scaling_factor": 0.18215,
 }
 RENAMED_LAYERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+class Encoder(nn.Module):
+    """Images (B,K,f·H,f·W) float32 in [-1,1] → mean and std (B,C,H,W) of the latents a flow model sees."""
+
+    def __init__(self, autoencoder: AutoencoderKL) -> None:
+        super().__init__()
+        config = autoencoder.config
+        self.channels: int = config.in_channels
+        self.latent_channels: int = config.latent_channels
+        self.scaling_factor: float = config.scaling_factor
+        self.shift_factor: float = getattr(config, "shift_factor", None) or 0.0
+        self.downsampling = 2 ** (len(config.block_out_channels) - 1)
+        self.quant_conv = autoencoder.quant_conv or nn.Identity()
+        self.encoder = autoencoder.encoder
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
+        # The bounds of diffusers' posterior, and of the original code's.
+        std = torch.exp(0.5 * log_variance.clamp(-30, 20))
+        return (mean - self.shift_factor) * self.scaling_factor, std * self.scaling_factor
+
+    def weights_sha256(self) -> str:
+        """Return a hash of the weights in float32, whatever file or layout they were read from."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.float().contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
 
 class Decoder(nn.Module):
@@ -85,6 +115,12 @@ def load_autoencoder(path: str | Path) -> tuple[AutoencoderKL, Checkpoint]:
             f"{weights_file}: not the autoencoder its config.json describes: {reason}"
         ) from error
     return autoencoder.requires_grad_(False).eval(), checkpoint
+
+
+def load_encoder(path: str | Path) -> tuple[Encoder, Checkpoint]:
+    """Load the encoding half of an autoencoder (see load_autoencoder)."""
+    autoencoder, checkpoint = load_autoencoder(path)
+    return Encoder(autoencoder).eval(), checkpoint
 
 
 def load_decoder(path: str | Path) -> tuple[Decoder, Checkpoint]:

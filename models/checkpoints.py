@@ -8,12 +8,12 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from flowturbo_trt.models.published import NAMED_MODELS as NAMED_MODELS
@@ -23,8 +23,11 @@ from flowturbo_trt.sampling.errors import FlowTurboError
 
 # The sets of weights a file may hold beside other things, the preferred first.
 SETS = ("ema", "model", "state_dict")
-# What a configuration file may say beside the predictor's shape, about its use (export/sources.py).
-EXTRA_FIELDS = {"guided_channels", "cfg_scale", "refiner_depth", "schedules"}
+# What a configuration file may say beside the predictor's shape: about its use (export/use.py), and about
+# the refiner what its checkpoint does not tell.
+EXTRA_FIELDS = {"guided_channels", "cfg_scale", "refiner_depth", "refiner_heads", "schedules"}
+# Where a safetensors file's header has the network's configuration, as JSON of SiTConfig's fields.
+CONFIG_KEY = "flowturbo_trt.config"
 
 
 class CheckpointError(FlowTurboError):
@@ -37,12 +40,16 @@ class ConfigError(FlowTurboError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of one file; `chosen` says which of its SETS they are, or bare."""
+    """The tensors of one file; `chosen` says which of its SETS they are, or bare.
+
+    `config` is what the file's header says of the network, which is nothing in most.
+    """
 
     path: Path
     weights: Mapping[str, Tensor]
     chosen: str
     sha256: str
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     def provenance(self) -> dict[str, str]:
         return {"file": self.path.name, "sha256": self.sha256, "weights": self.chosen}
@@ -57,7 +64,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file; give a .pt or .safetensors file")
-    content = _read(path)
+    content, config = _read(path)
     chosen = next((name for name in SETS if isinstance(content.get(name), Mapping)), "bare")
     state = content if chosen == "bare" else content[chosen]
     strays = [key for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
@@ -67,13 +74,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinite values; the checkpoint is unusable")
-    return Checkpoint(path, state, chosen, file_sha256(path))
+    return Checkpoint(path, state, chosen, file_sha256(path), config)
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Return what a file holds, and the configuration in its header."""
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _read_safetensors(path)
         # Published checkpoints carry their training arguments; a Namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             # Mapped where the format allows it: large checkpoints then are not copied into memory.
@@ -91,7 +99,14 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise CheckpointError(f"{path}: cannot be read as a checkpoint, truncated? ({reason})") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: expected a state dict, found a {type(content).__name__}")
-    return content
+    return content, {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        config: dict[str, Any] = json.loads((file.metadata() or {}).get(CONFIG_KEY, "{}"))
+    return tensors, config
 
 
 def file_sha256(path: Path) -> str:
@@ -198,8 +213,12 @@ def load_predictor(checkpoint: Checkpoint, given: Mapping[str, Any]) -> SiT:
     return _load(checkpoint, resolve_config(checkpoint, given, refines=False), refines=False)
 
 
-def load_refiner(checkpoint: Checkpoint, predictor: SiTConfig) -> SiT:
-    """Build the refiner a checkpoint holds and check that it belongs to this predictor."""
+def load_refiner(checkpoint: Checkpoint, predictor: SiTConfig, heads: int | None = None) -> SiT:
+    """Build the refiner a checkpoint holds and check that it belongs to this predictor.
+
+    Its depth, width and patch size are its own. Attention heads are those of the file's header, else
+    `heads`, else the predictor's where the width is the same, else the published ones of the width.
+    """
     embedding = checkpoint.weights.get("x_embedder.proj.weight")
     channels = 0 if embedding is None or embedding.ndim != 4 else embedding.shape[1]
     if channels != 2 * predictor.in_channels:
@@ -207,7 +226,6 @@ def load_refiner(checkpoint: Checkpoint, predictor: SiTConfig) -> SiT:
             f"{checkpoint.path}: not a refiner for this predictor: it reads {channels} channels, expected "
             f"{2 * predictor.in_channels} (latent and velocity)"
         )
-    given = {"num_heads": predictor.num_heads}
     told = inspect_shape(checkpoint, refines=True)
     for name in ("input_size", "in_channels", "num_classes"):
         if told[name] != getattr(predictor, name):
@@ -215,9 +233,26 @@ def load_refiner(checkpoint: Checkpoint, predictor: SiTConfig) -> SiT:
                 f"{checkpoint.path}: a refiner for another predictor: its {name} is {told[name]}, the "
                 f"predictor's is {getattr(predictor, name)}"
             )
-    if told["hidden_size"] != predictor.hidden_size and told["hidden_size"] in PUBLISHED_HEADS:
-        given = {}
+    given = {"num_heads": _refiner_heads(checkpoint, told["hidden_size"], predictor, heads)}
     return _load(checkpoint, resolve_config(checkpoint, given, refines=True), refines=True)
+
+
+def _refiner_heads(checkpoint: Checkpoint, width: int, predictor: SiTConfig, given: int | None) -> Any:
+    told = checkpoint.config.get("num_heads", given)
+    if given not in (None, told):
+        raise ConfigError(
+            f"{checkpoint.path}: its num_heads is {told}, the configuration's refiner_heads is {given}; "
+            "leave refiner_heads out"
+        )
+    heads = PUBLISHED_HEADS.get(width) if told is None else told
+    if told is None and width == predictor.hidden_size:
+        heads = predictor.num_heads
+    if heads is None:
+        raise ConfigError(
+            f"{checkpoint.path}: the number of attention heads cannot be read from a refiner of width "
+            f"{width} (the predictor's is {predictor.hidden_size}); give it as refiner_heads with --config"
+        )
+    return heads
 
 
 def _load(checkpoint: Checkpoint, config: SiTConfig, *, refines: bool) -> SiT:

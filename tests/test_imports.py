@@ -20,11 +20,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bundle": {"sampling"},
     "runtime": {"sampling", "bundle"},
     "models": {"sampling"},
-    "training": {"sampling", "models"},
+    "training": {"sampling", "models", "export"},
     "export": CORE - {"export"},
     "calibration": CORE,
-    "evaluation": CORE,
-    "commands": CORE | {"training", "calibration", "evaluation"},
+    "generation": {"sampling", "bundle", "runtime"},
+    "evaluation": CORE | {"generation"},
+    "commands": CORE | {"training", "calibration", "generation", "evaluation"},
 }
 # A deployed process imports these three: they start without the libraries of the build machine.
 DEPLOYED = ("sampling", "bundle", "runtime")

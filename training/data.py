@@ -1,67 +1,119 @@
-"""Latent caches: encoded images as posterior moments, sampled anew at every visit."""
+"""Where a training's latents come from, by what the user names, and whether they fit the model."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
-from flowturbo_trt.sampling.errors import FlowTurboError
-
-
-class DataError(FlowTurboError):
-    """A latent cache cannot be read or does not fit the model."""
+from flowturbo_trt.models.sit import SiTConfig
+from flowturbo_trt.training.cache_format import BEGUN_FILE, CACHE_FILE
+from flowturbo_trt.training.latent_cache import LatentCache as LatentCache
+from flowturbo_trt.training.latent_cache import ShardedCache as ShardedCache
+from flowturbo_trt.training.source import DataError as DataError
+from flowturbo_trt.training.source import LatentSource, PosteriorSource
 
 
-@dataclass(frozen=True)
-class LatentCache:
-    """Posterior moments of N encoded images, already in the scale the flow model sees.
+def open_source(
+    data: str | Path,
+    *,
+    encoder: str | Path | None = None,
+    size: int | None = None,
+    flip: bool | None = None,
+    device: str | torch.device = "cpu",
+) -> LatentSource:
+    """Open a latent cache (a file or a folder), or a folder of images to encode as they are needed.
 
-    mean and std (N,C,H,W) float32, label (N) int64. A training latent is mean + std·noise.
+    Images take an `encoder` (a path as for load_encoder) and a `size` in pixels, and are encoded on
+    `device`; latents come back in host memory whatever it is. A cache folder is held against `encoder`
+    and `size`. `flip` None is a cache as it was made, and images without mirror images. Raises
+    DataError, EncodeError and CheckpointError.
     """
+    data = Path(data)
+    if data.is_dir() and not any((data / name).is_file() for name in (CACHE_FILE, BEGUN_FILE)):
+        return _open_images(data, encoder, size, flip, device)
+    cache = ShardedCache.load(data) if data.is_dir() else LatentCache.load(data)
+    if isinstance(cache, LatentCache) and (encoder, size) != (None, None):
+        raise DataError(f"{data}: does not tell its encoder and size; leave them out")
+    if isinstance(cache, ShardedCache):
+        made = cache.description.preparation.size
+        if size not in (None, made):
+            raise DataError(f"{data}: was made of images of {made} pixels, not {size}; encode them again")
+        if encoder is not None:
+            check_same_autoencoder(cache, encoder)
+    if flip and not cache.flip:
+        raise DataError(f"{data}: holds no mirrored images; encode them again with --flip")
+    return cache if flip is None else replace(cache, flip=flip)
 
-    mean: Tensor
-    std: Tensor
-    label: Tensor
 
-    @classmethod
-    def load(cls, path: str | Path) -> "LatentCache":
-        """Read a safetensors file with tensors `mean`, `std` and `label`."""
-        try:
-            content = load_file(path)
-            cache = cls(content["mean"].float(), content["std"].float(), content["label"].long())
-        except KeyError as error:
-            raise DataError(f"{path}: no tensor {error}; a latent cache holds mean, std and label") from error
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path}: cannot be read as a latent cache ({error})") from error
-        rows = cache.mean.shape[:1]
-        if cache.mean.shape != cache.std.shape or cache.mean.ndim != 4 or cache.label.shape != rows:
+def _open_images(
+    folder: Path, encoder: str | Path | None, size: int | None, flip: bool | None, device: str | torch.device
+) -> LatentSource:
+    # Imported here because diffusers takes seconds to import, which a cache does not need.
+    from flowturbo_trt.models.autoencoder import load_encoder
+    from flowturbo_trt.training.image_encoder import check_encoder
+    from flowturbo_trt.training.image_latents import ImageLatents
+    from flowturbo_trt.training.images import find_images
+
+    images = find_images(folder)
+    if encoder is None or size is None:
+        raise DataError(
+            f"{folder}: is a folder of {len(images)} images; give an encoder and a size to encode them as "
+            "they are needed, or a latent cache made by `flowturbo_trt encode`"
+        )
+    network, checkpoint = load_encoder(encoder)
+    check_encoder(network, size, checkpoint.path)
+    return ImageLatents(images, network.to(device), checkpoint, size, flip=bool(flip))
+
+
+def check_fits(source: LatentSource, config: SiTConfig, batch: int = 1) -> None:
+    """Raise DataError unless latents and labels are a predictor's, and enough for one batch."""
+    expected = (config.in_channels, config.input_size, config.input_size)
+    if source.shape != expected:
+        raise DataError(
+            f"latents are {source.shape}, the predictor reads {expected}; encode images of its size with its "
+            "autoencoder"
+        )
+    if len(source) < batch:
+        raise DataError(
+            f"the cache holds {len(source)} latents, fewer than one batch of {batch}; use a smaller one"
+        )
+    _check_labels(source, config.num_classes)
+
+
+def _check_labels(source: LatentSource, classes: int) -> None:
+    labels = source.labels
+    outside = (labels < 0) | (labels >= classes)
+    if not outside.any():
+        return
+    row = int(outside.long().argmax())
+    first = source.image(row) if isinstance(source, ShardedCache) else f"row {row}"
+    raise DataError(
+        f"labels go from {int(labels.min())} to {int(labels.max())}, the predictor has {classes} classes; "
+        f"{int(outside.sum())} of {len(source)} latents are not of 0 to {classes - 1}, the first is {first} "
+        f"with label {int(labels[row])}; encode with other labels"
+    )
+
+
+def check_same_autoencoder(source: LatentSource, autoencoder: str | Path) -> None:
+    """Raise DataError if latents are not those of the autoencoder at a path.
+
+    Only its encoder is compared: autoencoders that differ in their decoder alone (ft-ema and ft-mse)
+    are the same. A source that does not tell its encoder, as a single file does not, passes.
+    """
+    made_by = source.encoder if isinstance(source, PosteriorSource) else None
+    if made_by is None:
+        return
+    from flowturbo_trt.models.autoencoder import load_encoder
+
+    encoder, checkpoint = load_encoder(autoencoder)
+    pairs = {
+        "encoder weights": (made_by.weights_sha256[:12], encoder.weights_sha256()[:12]),
+        "scaling_factor": (made_by.scaling_factor, encoder.scaling_factor),
+        "shift_factor": (made_by.shift_factor, encoder.shift_factor),
+    }
+    for name, (then, now) in pairs.items():
+        if then != now:
             raise DataError(
-                f"{path}: mean {tuple(cache.mean.shape)}, std {tuple(cache.std.shape)} and label "
-                f"{tuple(cache.label.shape)} do not describe the same images"
+                f"{checkpoint.path}: is not the autoencoder that made the latents ({made_by.file}): {name} "
+                f"{now}, expected {then}"
             )
-        return cache
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Return latents and labels of the given step: an epoch is a seeded permutation.
-
-        A pure function of its arguments, so a resumed run sees the data an uninterrupted one would.
-        """
-        epoch, position = divmod(step, len(self) // size)
-        order = torch.randperm(len(self), generator=step_generator(seed, epoch, stream=0))
-        rows = order[position * size : (position + 1) * size]
-        noise = torch.randn(self.mean[rows].shape, generator=step_generator(seed, step, stream=1))
-        return self.mean[rows] + self.std[rows] * noise, self.label[rows]
-
-
-def step_generator(seed: int, step: int, stream: int) -> torch.Generator:
-    """Return a generator that depends on nothing but (seed, step, stream), so no state is saved."""
-    # Hashed, as torch's CPU generator takes no more than the lower 32 bits of what it is given.
-    (hashed,) = np.random.SeedSequence((seed, step, stream)).generate_state(1)
-    return torch.Generator().manual_seed(int(hashed))

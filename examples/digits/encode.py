@@ -5,7 +5,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from .autoencoder import LIGHT, load_autoencoder
+from flowturbo_trt.models.autoencoder import load_encoder
+
+from .autoencoder import DIRECTORY, LIGHT
 from .data import augment, load_split
 from .loop import prepare
 
@@ -21,15 +23,14 @@ def encode_generator_split(file: Path, *, copies: int = COPIES, seed: int = 3) -
     """
     generator = prepare(seed)
     digits = load_split("generator")
-    autoencoder = load_autoencoder()
+    encoder, _ = load_encoder(DIRECTORY)
     images = [digits.images, *(augment(digits.images, LIGHT, generator) for _ in range(copies - 1))]
-    posteriors = [autoencoder.encode(part).latent_dist for part in torch.cat(images).split(250)]
-    scale = autoencoder.config.scaling_factor
+    moments = [encoder(part) for part in torch.cat(images).split(250)]
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(
         {
-            "mean": torch.cat([posterior.mean for posterior in posteriors]) * scale,
-            "std": torch.cat([posterior.std for posterior in posteriors]) * scale,
+            "mean": torch.cat([mean for mean, _ in moments]),
+            "std": torch.cat([std for _, std in moments]),
             "label": digits.labels.repeat(copies),
         },
         file,

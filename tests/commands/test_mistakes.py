@@ -208,5 +208,5 @@ def test_train_into_finished_weights(golden_options: BuildOptions, tmp_path: Pat
     run_folder.mkdir()
     (run_folder / "refiner.safetensors").write_bytes(b"precious")
     words = ["--predictor", golden_options.predictor, "--config", golden_options.config, "--data", cache]
-    check_one_line(run("train", *words, "--out", run_folder), "no checkpoint.safetensors")
+    check_one_line(run("train", *words, "--out", run_folder), "but no checkpoint; train into another folder")
     assert (run_folder / "refiner.safetensors").read_bytes() == b"precious"

@@ -103,6 +103,12 @@ def test_schedules_that_are_no_list_of_texts(configured: Configured, schedules: 
         load_sources(configured(schedules=schedules))
 
 
+def test_heads_of_the_refiner(configured: Configured) -> None:
+    """As the configuration says, where the checkpoint does not."""
+    refiners = [load_sources(configured(refiner_heads=heads)).refiner for heads in (None, 4)]
+    assert [refiner.config.num_heads for refiner in refiners if refiner] == [2, 4]
+
+
 def test_configuration_that_contradicts_the_checkpoint(configured: Configured) -> None:
     with pytest.raises(ConfigError, match="its depth is 1, the configuration says 2"):
         load_sources(configured(depth=2))

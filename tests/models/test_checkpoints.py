@@ -14,9 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowturbo_trt.models.checkpoints import (
+    CONFIG_KEY,
     NAMED_MODELS,
     PUBLISHED_HEADS,
     Checkpoint,
+    CheckpointError,
+    ConfigError,
     inspect_shape,
     load_checkpoint,
     load_predictor,
@@ -141,10 +144,45 @@ def test_predictor_without_learn_sigma_says_so() -> None:
 
 
 def test_refiner_of_another_width_and_depth() -> None:
+    """Its file says how many attention heads it has, or the configuration does."""
     predictor = SiTConfig(8, 2, 4, 16, 2, 2, 3)
-    small = SiTConfig(8, 4, 4, 8, 3, 2, 3)
-    checkpoint = Checkpoint(Path("r"), SiT(small, refines=True).state_dict(), "bare", "")
-    assert load_refiner(checkpoint, predictor).config == small
+    small = SiTConfig(8, 4, 4, 8, 3, 4, 3)
+    weights = SiT(small, refines=True).state_dict()
+    told = Checkpoint(Path("r"), weights, "bare", "", {"num_heads": 4})
+    assert load_refiner(told, predictor).config == small
+    assert load_refiner(told, predictor, 4).config == small
+    silent = Checkpoint(Path("r"), weights, "bare", "")
+    assert load_refiner(silent, predictor, 4).config == small
+    with pytest.raises(ConfigError, match=r"r: the number of attention heads .* of width 8 .* refiner_heads"):
+        load_refiner(silent, predictor)
+    with pytest.raises(ConfigError, match="r: its num_heads is 4, the configuration's refiner_heads is 2"):
+        load_refiner(told, predictor, 2)
+
+
+def test_refiner_of_the_predictors_width_has_its_heads() -> None:
+    config = SiTConfig(8, 2, 4, 16, 2, 8, 3)
+    checkpoint = Checkpoint(Path("r"), SiT(config, refines=True).state_dict(), "bare", "")
+    assert load_refiner(checkpoint, config).config == config
+
+
+def test_heads_of_a_refiner_that_cannot_be() -> None:
+    predictor = SiTConfig(8, 2, 4, 16, 2, 2, 3)
+    weights = SiT(predictor, refines=True).state_dict()
+    for heads in (3, 0, "two"):
+        with pytest.raises(ConfigError, match=r"num_heads is .*, expected a divisor of the width 16"):
+            load_refiner(Checkpoint(Path("r"), weights, "bare", "", {"num_heads": heads}), predictor)
+
+
+def test_configuration_in_the_header(tmp_path: Path, weights: Weights) -> None:
+    """Under this project's own key; what others write into a header is theirs."""
+    path = tmp_path / "r.safetensors"
+    save_file(weights, path, {CONFIG_KEY: json.dumps({"num_heads": 4}), "config": "theirs"})
+    assert load_checkpoint(path).config == {"num_heads": 4}
+    save_file(weights, path, {"config": "theirs"})
+    assert load_checkpoint(path).config == {}
+    save_file(weights, path, {CONFIG_KEY: "{"})
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        load_checkpoint(path)
 
 
 @pytest.mark.parametrize("convert", [Tensor.half, Tensor.bfloat16, Tensor.double])

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from flowturbo_trt.export.networks import Guided
 from flowturbo_trt.models.sit import SiT
 from flowturbo_trt.training.objective import RefinerObjective, refiner_objective
 
@@ -104,3 +105,83 @@ def test_gradients_reach_the_refiner_only(predictor: SiT, inputs: dict[str, Tens
     assert all(parameter.grad is None for parameter in predictor.parameters())
     x_t, v_t, student, teacher, loss = (tensor.requires_grad for tensor in vars(objective).values())
     assert (x_t, v_t, student, teacher, loss) == (False, False, True, False, True)
+
+
+class Oracle(nn.Module):
+    """A refiner without error: its offset is the predictor's velocity less the one it is given.
+
+    It has the parts of a SiT, so that the sampler's guidance can be put around it.
+    """
+
+    def __init__(self, predictor: SiT) -> None:
+        super().__init__()
+        self.predictor = predictor
+        self.config = predictor.config
+        self.t_embedder, self.y_embedder = predictor.t_embedder, predictor.y_embedder
+        self.modulations = predictor.modulations
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        return self.trunk(self.tokens(x, v), self.modulations(self.predictor.condition(t, y)))
+
+    def tokens(self, x: Tensor, v: Tensor) -> Tensor:
+        return torch.stack([x, v], dim=1)
+
+    def trunk(self, tokens: Tensor, modulations: list[Tensor]) -> Tensor:
+        x, v = tokens.unbind(1)
+        return self.predictor.trunk(self.predictor.tokens(x), modulations) - v
+
+
+SCALES = torch.tensor([1.0, 1.5, 4.0])
+
+
+@pytest.mark.parametrize("guided_channels", [3, 4])
+def test_refiner_of_no_loss_samples_the_guided_velocity(
+    golden_predictor: SiT, inputs: dict[str, Tensor], guided_channels: int
+) -> None:
+    """It makes of both halves what the guided predictor would, for any scale."""
+    oracle: Any = Oracle(golden_predictor)
+    for drop in (False, True):
+        given = inputs | {"drop": torch.full((3,), drop)}
+        found = refiner_objective(
+            golden_predictor, oracle, **given, guidance=SCALES, guided_channels=guided_channels
+        )
+        assert found.loss.max() < 1e-10
+    t, y, delta = inputs["t"], inputs["y"], inputs["delta"]
+    guided = Guided(golden_predictor, guided_channels)
+    v = guided(found.x_t, t, y, SCALES)
+    # The sampler moves the state by the conditional half.
+    x = found.x_t + delta * v[:, 0]
+    refined = Guided(oracle, guided_channels)(x, t + delta, y, SCALES, v) + v
+    torch.testing.assert_close(refined, guided(x, t + delta, y, SCALES), rtol=1e-4, atol=1e-4)
+    assert (refined - v).abs().max() > 1e-2
+
+
+def test_first_velocity_is_the_half_of_the_label(
+    golden_predictor: SiT, golden_refiner: SiT, inputs: dict[str, Tensor]
+) -> None:
+    """Channels that are not guided are conditional for a kept label, unconditional for a dropped one."""
+    given = inputs | {"drop": torch.tensor([False, True, False])}
+    found = refiner_objective(golden_predictor, golden_refiner, **given, guidance=SCALES, guided_channels=3)
+    t, y = inputs["t"], inputs["y"]
+    c = golden_predictor(found.x_t, t, y)
+    u = golden_predictor(found.x_t, t, torch.full_like(y, golden_predictor.config.null_label))
+    expected = u + SCALES[:, None, None, None] * (c - u)
+    expected[:, 3] = torch.stack([c[0, 3], u[1, 3], c[2, 3]])
+    torch.testing.assert_close(found.v_t, expected, rtol=1e-4, atol=1e-5)
+    # The state follows the conditional half, and the teacher is not guided.
+    expected[1, 3] = c[1, 3]
+    y_dropped = torch.where(given["drop"], golden_predictor.config.null_label, y)
+    teacher = golden_predictor(found.x_t + inputs["delta"] * expected, t + inputs["delta"], y_dropped)
+    torch.testing.assert_close(found.teacher, teacher, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_of_one_is_no_guidance_where_labels_are_kept(
+    golden_predictor: SiT, golden_refiner: SiT, inputs: dict[str, Tensor]
+) -> None:
+    given = inputs | {"drop": torch.zeros(3, dtype=torch.bool)}
+    paper = refiner_objective(golden_predictor, golden_refiner, **given)
+    guided = refiner_objective(
+        golden_predictor, golden_refiner, **given, guidance=torch.ones(3), guided_channels=3
+    )
+    torch.testing.assert_close(guided.v_t, paper.v_t, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(guided.loss, paper.loss, rtol=1e-4, atol=1e-6)

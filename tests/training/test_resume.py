@@ -1,7 +1,6 @@
 """Interrupted training: what comes after is bit for bit what would have come anyway."""
 
 import _thread
-import json
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from flowturbo_trt.models.sit import SiT
-from flowturbo_trt.training import train_refiner as training
+from flowturbo_trt.tests.training.runs import assert_same_run, contents, steps_recorded
+from flowturbo_trt.training import checkpoints, run
+from flowturbo_trt.training.config import TrainingConfig, TrainingError
 from flowturbo_trt.training.data import LatentCache
-from flowturbo_trt.training.train_refiner import TrainingConfig, TrainingError, train_refiner
+from flowturbo_trt.training.train_refiner import train_refiner
 
 BeforeCall = Callable[[Any, str, int, Callable[[], None]], None]
 CONFIG = TrainingConfig(steps=6, batch=4, learning_rate=1e-2, weight_decay=0.01, checkpoint_every=100)
@@ -27,20 +28,6 @@ def whole(tmp_path: Path, predictor: SiT, cache: LatentCache) -> Path:
     """A run of six steps that nothing interrupted."""
     train_refiner(predictor, cache, CONFIG, tmp_path / "whole")
     return tmp_path / "whole"
-
-
-def steps_recorded(folder: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same_run(folder: Path, whole: Path) -> None:
-    """Every tensor of the state and the result, and every row of the metrics, are equal."""
-    for name in ("checkpoint.safetensors", "refiner.safetensors"):
-        found, expected = load_file(folder / name), load_file(whole / name)
-        assert found.keys() == expected.keys()
-        assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
-    assert (folder / "refiner.safetensors").read_bytes() == (whole / "refiner.safetensors").read_bytes()
-    assert (folder / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
 
 
 def test_three_and_three_steps_are_six(
@@ -59,11 +46,11 @@ def test_three_and_three_steps_are_six(
 
 
 def test_a_finished_run_takes_no_more_steps(whole: Path, predictor: SiT, cache: LatentCache) -> None:
-    before = {path.name: path.read_bytes() for path in whole.iterdir()}
+    before = contents(whole)
     seen: list[int] = []
     train_refiner(predictor, cache, CONFIG, whole, lambda n, _: seen.append(n))
     assert not seen
-    assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
+    assert contents(whole) == before
 
 
 def interrupt_at(step: int) -> Callable[[int, float], None]:
@@ -119,7 +106,7 @@ def test_interrupt_within_the_forward_pass(
     step: int,
 ) -> None:
     folder = tmp_path / "parts"
-    before_call(training, "refiner_objective", step, press_ctrl_c)
+    before_call(run, "refiner_objective", step, press_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         train_refiner(predictor, cache, CONFIG, folder)
     assert steps_recorded(folder) == list(range(1, step))
@@ -151,7 +138,7 @@ def test_interrupt_within_a_checkpoint(
 ) -> None:
     folder = tmp_path / "parts"
     config = replace(CONFIG, checkpoint_every=2)
-    before_call(training, "save_file", write, press_ctrl_c)
+    before_call(checkpoints, "save", write, press_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         train_refiner(predictor, cache, config, folder)
     assert steps_recorded(folder) == list(range(1, 2 * ((write + 1) // 2) + 1))
@@ -175,7 +162,7 @@ def test_disk_that_fills_up_costs_the_steps_since_the_last_checkpoint(
     """Whichever file fails, the run goes on from the checkpoint before, with no row twice."""
     folder = tmp_path / "parts"
     config = replace(CONFIG, checkpoint_every=2)
-    before_call(training, "save_file", write, fill_the_disk)
+    before_call(checkpoints, "save", write, fill_the_disk)
     with pytest.raises(TrainingError, match=r"cannot be saved .*No space"):
         train_refiner(predictor, cache, config, folder)
     seen: list[int] = []
@@ -193,7 +180,14 @@ def test_disk_that_fills_up_costs_the_steps_since_the_last_checkpoint(
         ("ema", 0.5),
         ("max_delta", 0.2),
         ("label_drop", 0.5),
+        ("guidance_low", 0.5),
+        ("guidance_high", 2.0),
+        ("warmup", 10),
+        ("clip", 0.1),
         ("depth", 2),
+        ("width", 32),
+        ("heads", 4),
+        ("init", "predictor"),
         ("precision", "bf16"),
         ("seed", 3),
     ],
@@ -201,41 +195,43 @@ def test_disk_that_fills_up_costs_the_steps_since_the_last_checkpoint(
 def test_other_options_are_refused(
     whole: Path, predictor: SiT, cache: LatentCache, option: str, value: Any
 ) -> None:
-    before = {path.name: path.read_bytes() for path in whole.iterdir()}
+    before = contents(whole)
     was = getattr(CONFIG, option)
     message = rf"was trained with {option}={was}, now {value}; use the same options or another folder"
     with pytest.raises(TrainingError, match=message):
         train_refiner(predictor, cache, replace(CONFIG, steps=8, **{option: value}), whole)
-    assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
+    assert contents(whole) == before
 
 
-def assert_not_resumed(folder: Path, predictor: SiT, cache: LatentCache) -> None:
-    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors: cannot be resumed") as caught:
-        train_refiner(predictor, cache, replace(CONFIG, steps=8), folder)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(("option", "value"), [("accumulate", 2), ("keep", 1), ("checkpoint_every", 1)])
+def test_options_that_leave_the_training_as_it_is(
+    tmp_path: Path, whole: Path, predictor: SiT, cache: LatentCache, option: str, value: int
+) -> None:
+    folder = tmp_path / "parts"
+    train_refiner(predictor, cache, replace(CONFIG, steps=3), folder)
+    path = train_refiner(predictor, cache, replace(CONFIG, **{option: value}), folder)
+    assert steps_recorded(folder) == [1, 2, 3, 4, 5, 6]
+    found, expected = load_file(path), load_file(whole / "refiner.safetensors")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5)
 
 
-def test_truncated_checkpoint(whole: Path, predictor: SiT, cache: LatentCache) -> None:
-    path = whole / "checkpoint.safetensors"
-    content = path.read_bytes()
-    for size in (0, 5, 100, len(content) // 2, len(content) - 1):
-        path.write_bytes(content[:size])
-        assert_not_resumed(whole, predictor, cache)
+def test_other_data_are_refused(whole: Path, predictor: SiT, cache: LatentCache) -> None:
+    class Other(LatentCache):
+        provenance = {"data": "another hash"}  # noqa: RUF012  # as a property would be
+
+    other = Other(cache.mean, cache.std, cache.label)
+    with pytest.raises(TrainingError, match="was trained with data=None, now another hash"):
+        train_refiner(predictor, other, replace(CONFIG, steps=8), whole)
 
 
-def test_checkpoint_that_is_none(whole: Path, predictor: SiT, cache: LatentCache) -> None:
-    """A file of tensors without what a run needs, and a state with a part missing."""
-    path = whole / "checkpoint.safetensors"
-    state = load_file(path)
-    config = json.dumps({**vars(predictor.config), **vars(CONFIG)})
-    save_file(state, path)
-    assert_not_resumed(whole, predictor, cache)
-    for name in ("weights/pos_embed", "average/pos_embed", "adam/x_embedder.proj.bias/exp_avg"):
-        part = {key: tensor for key, tensor in state.items() if key != name}
-        save_file(part, path, {"step": "6", "config": config})
-        assert_not_resumed(whole, predictor, cache)
-    save_file(state, path, {"step": "six", "config": config})
-    assert_not_resumed(whole, predictor, cache)
+def test_guided_training_of_other_channels_is_refused(
+    tmp_path: Path, predictor: SiT, cache: LatentCache
+) -> None:
+    config = replace(CONFIG, guidance_high=2.0, steps=1)
+    train_refiner(predictor, cache, config, tmp_path, guided_channels=2)
+    with pytest.raises(TrainingError, match="was trained with guided_channels=2, now 1"):
+        train_refiner(predictor, cache, replace(config, steps=2), tmp_path, guided_channels=1)
 
 
 def test_checkpoint_of_another_predictor(whole: Path, predictor: SiT) -> None:

@@ -1,41 +1,20 @@
 """Training: it learns, averages, records, and refuses what it cannot train."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
 
 from flowturbo_trt.models.checkpoints import load_checkpoint, load_refiner
 from flowturbo_trt.models.sit import SiT
+from flowturbo_trt.tests.training.runs import contents, rows_recorded, trained_weights
+from flowturbo_trt.training.config import TrainingConfig, TrainingError
 from flowturbo_trt.training.data import DataError, LatentCache
-from flowturbo_trt.training.train_refiner import TrainingConfig, TrainingError, train_refiner
+from flowturbo_trt.training.train_refiner import train_refiner
 
 CONFIG = TrainingConfig(steps=6, batch=4, learning_rate=1e-2, checkpoint_every=4)
-
-
-def trained_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the raw weights of a checkpoint, as the optimizer left them."""
-    state = load_file(folder / "checkpoint.safetensors")
-    return {name.removeprefix("weights/"): t for name, t in state.items() if name.startswith("weights/")}
-
-
-def test_defaults_are_the_papers() -> None:
-    assert TrainingConfig() == TrainingConfig(
-        steps=30_000,
-        batch=18,
-        learning_rate=5e-5,
-        weight_decay=0,
-        ema=0.9999,
-        max_delta=0.12,
-        label_drop=0.1,
-        depth=1,
-    )
 
 
 def test_loss_falls(tmp_path: Path, predictor: SiT, cache: LatentCache) -> None:
@@ -95,21 +74,22 @@ def test_position_and_predictor_stay_as_they_are(tmp_path: Path, predictor: SiT,
 
 
 def test_metrics_have_a_row_per_step(tmp_path: Path, predictor: SiT, cache: LatentCache) -> None:
+    """With the learning rate and the gradient's norm, and no times: resumed runs have the same rows."""
     seen: list[tuple[int, float]] = []
-    train_refiner(predictor, cache, CONFIG, tmp_path, lambda step, loss: seen.append((step, loss)))
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    config = replace(CONFIG, warmup=4)
+    train_refiner(predictor, cache, config, tmp_path, lambda step, loss: seen.append((step, loss)))
+    rows = rows_recorded(tmp_path)
     assert [(row["step"], row["loss"]) for row in rows] == seen
     assert [step for step, _ in seen] == [1, 2, 3, 4, 5, 6]
+    assert {tuple(row) for row in rows} == {("step", "loss", "learning_rate", "gradient_norm")}
+    assert [row["learning_rate"] for row in rows] == pytest.approx([2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2, 1e-2])
+    assert all(row["gradient_norm"] > 0 for row in rows)
 
 
-def test_checkpoint_says_where_it_stands(tmp_path: Path, predictor: SiT, cache: LatentCache) -> None:
+def test_files_of_a_run(tmp_path: Path, predictor: SiT, cache: LatentCache) -> None:
     train_refiner(predictor, cache, CONFIG, tmp_path)
-    with safe_open(tmp_path / "checkpoint.safetensors", "pt") as file:
-        metadata = file.metadata()
-    assert metadata["step"] == "6"
-    assert json.loads(metadata["config"])["learning_rate"] == 1e-2
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"checkpoint.safetensors", "refiner.safetensors", "metrics.jsonl"}
+    checkpoints = {f"checkpoints/step-{step:08}.safetensors" for step in (4, 6)}
+    assert set(contents(tmp_path)) == checkpoints | {"refiner.safetensors", "metrics.jsonl"}
 
 
 def test_bf16_autocast_trains_float32_weights(tmp_path: Path, predictor: SiT, cache: LatentCache) -> None:
@@ -122,30 +102,6 @@ def test_bf16_autocast_trains_float32_weights(tmp_path: Path, predictor: SiT, ca
     assert (weights[name] - exact[name]).norm() < 0.5 * exact[name].norm()
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("steps", 0, "steps is 0, expected at least 1"),
-        ("batch", 0, "batch is 0, expected at least 1"),
-        ("depth", -1, "depth is -1, expected at least 1"),
-        ("checkpoint_every", 0, "checkpoint_every is 0, expected at least 1"),
-        ("seed", -1, "seed is -1, expected at least 0"),
-        ("max_delta", 0.0, "expected 0 < max_delta ≤ 1"),
-        ("max_delta", 1.5, "expected 0 < max_delta ≤ 1"),
-        ("ema", 1.0, "0 ≤ ema < 1"),
-        ("ema", -0.1, "0 ≤ ema < 1"),
-        ("label_drop", 1.1, "0 ≤ label_drop ≤ 1"),
-        ("learning_rate", 0.0, "expected learning_rate > 0"),
-        ("learning_rate", float("nan"), "expected learning_rate > 0"),
-        ("weight_decay", -1.0, "weight_decay ≥ 0"),
-        ("precision", "fp16", "precision is 'fp16', expected fp32 or bf16"),
-    ],
-)
-def test_options_out_of_range(option: str, value: Any, message: str) -> None:
-    with pytest.raises(TrainingError, match=message):
-        TrainingConfig(**{option: value})
-
-
 def only(cache: LatentCache, n: int) -> LatentCache:
     return LatentCache(cache.mean[:n], cache.std[:n], cache.label[:n])
 
@@ -155,10 +111,10 @@ def test_caches_that_do_not_fit(tmp_path: Path, predictor: SiT, cache: LatentCac
         r"latents are \(1, 4, 4\), the predictor reads \(2, 4, 4\)": replace(
             cache, mean=cache.mean[:, :1], std=cache.std[:, :1]
         ),
-        r"labels go from 0 to 3, the predictor has 3 classes": replace(cache, label=torch.arange(10) % 4),
-        r"labels go from -1 to 1, the predictor has 3 classes": replace(cache, label=cache.label - 1),
-        r"the cache holds 3 latents, fewer than one batch of 4": only(cache, 3),
-        r"the cache holds 0 latents": only(cache, 0),
+        "labels go from 0 to 3, the predictor has 3 classes": replace(cache, label=torch.arange(10) % 4),
+        "labels go from -1 to 1, the predictor has 3 classes": replace(cache, label=cache.label - 1),
+        "the cache holds 3 latents, fewer than one batch of 4": only(cache, 3),
+        "the cache holds 0 latents": only(cache, 0),
     }
     for message, other in wrong.items():
         with pytest.raises(DataError, match=message):
@@ -169,11 +125,11 @@ def test_caches_that_do_not_fit(tmp_path: Path, predictor: SiT, cache: LatentCac
 def test_loss_that_is_not_finite(tmp_path: Path, predictor: SiT, cache: LatentCache) -> None:
     """It ends the run before the weights are touched, and keeps the last checkpoint."""
     train_refiner(predictor, cache, replace(CONFIG, steps=4), tmp_path)
-    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    before = contents(tmp_path)
     damaged = replace(cache, mean=cache.mean * float("nan"))
     with pytest.raises(TrainingError, match="the loss is nan at step 4; the last checkpoint is kept"):
         train_refiner(predictor, damaged, CONFIG, tmp_path)
-    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("obstacle", ["a file in its place", "a file above it", "a folder inside it"])

@@ -1,0 +1,32 @@
+"""A lock by a file: one process at a time has it, until it ends if it does not give it back before."""
+
+import fcntl
+import os
+from pathlib import Path
+
+
+def hold(path: Path) -> int | None:
+    """Return a descriptor that holds the lock until it is closed; None while another process has it.
+
+    Who holds it may remove the file when there is nothing more to keep others from. Raises OSError
+    where the file cannot be made.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        if _is_named(descriptor, path):
+            return descriptor
+        # Who held it was done and has removed the file since: this lock keeps nobody out.
+        os.close(descriptor)
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    try:
+        held, named = os.fstat(descriptor), os.stat(path)
+    except FileNotFoundError:
+        return False
+    return (held.st_ino, held.st_dev) == (named.st_ino, named.st_dev)
