@@ -1,6 +1,7 @@
 """What `evaluate --compare` does: schedules of a bundle, compared in a table, a document and a page."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,7 @@ from flowturbo_trt.evaluation.comparison.finished import Finished, check_place, 
 from flowturbo_trt.evaluation.comparison.options import ComparisonOptions
 from flowturbo_trt.evaluation.comparison.preparation import prepare
 from flowturbo_trt.evaluation.comparison.table import markdown
+from flowturbo_trt.evaluation.speed.latency import Stability
 
 TABLE, DOCUMENT, PAGE = "table.md", "report.json", "index.html"
 
@@ -27,15 +29,21 @@ def run(
     schedules: Sequence[str],
     out: Path | None,
     metrics: Sequence[str] | None = None,
+    max_seconds: float | None = None,
     **given: Any,
 ) -> None:
     """Compare `schedules` and write table.md, report.json and index.html into `out`.
 
-    `given` are fields of ComparisonOptions; None stands for what is its default.
+    Timing ends after `max_seconds`. `given` are fields of ComparisonOptions; None stands for what is its
+    default.
     """
     if out is None:
         raise click.UsageError("--compare writes a report of several files; give a folder for it with --out")
+    if max_seconds is not None and math.isnan(max_seconds):
+        raise click.UsageError("--max-seconds is no number")
     chosen = {name: value for name, value in given.items() if value is not None}
+    if max_seconds is not None:
+        chosen["stability"] = Stability(seconds=max_seconds)
     options = ComparisonOptions(schedules=tuple(schedules), metrics=tuple(metrics or ()), **chosen)
     check_place(out)
     render = load_page()

@@ -28,7 +28,10 @@ from flowturbo_trt.sampling.noise import MAX_SEED
 
 ARROWS = {"lower": "↓", "higher": "↑"}
 # Options that mean something with --compare only, and without it only.
-COMPARING = ("baseline", "guidance", "latency_batch", "truth_schedule", "truth_num", "backend", "provider")
+COMPARING = (
+    *("baseline", "guidance", "latency_batch", "max_seconds"),
+    *("truth_schedule", "truth_num", "backend", "provider"),
+)
 JUDGING = ("labels", "batch", "save_statistics")
 
 
@@ -93,6 +96,12 @@ JUDGING = ("labels", "batch", "save_statistics")
     type=click.IntRange(min=1),
     help=f"With --compare: how many images follow that schedule. Default: {ComparisonOptions.truth_num}.",
 )
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(0, min_open=True),
+    help="With --compare: stop timing after this, stable or not. "
+    f"Default: {ComparisonOptions.stability.seconds:g}.",
+)
 @click.option("--backend", help="With --compare: what runs the engines.")
 @click.option("--provider", type=click.Choice(PROVIDERS), help="With --compare: what ONNX Runtime runs on.")
 def command(
@@ -151,7 +160,7 @@ def split_schedules(texts: tuple[str, ...]) -> tuple[str, ...]:
         for part in text.split(","):
             part = part.strip()
             # A schedule begins with the letter of its first step, a time does not.
-            if begun and part[:1] in "0123456789.":
+            if begun and part.startswith(tuple("0123456789.")):
                 schedules[-1] += f",{part}"
             else:
                 schedules.append(part)

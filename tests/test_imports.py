@@ -27,8 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": CORE | {"generation"},
     "commands": CORE | {"training", "calibration", "generation", "evaluation"},
 }
-# A deployed process imports these three: they start without the libraries of the build machine.
-DEPLOYED = ("sampling", "bundle", "runtime")
+# A deployed process imports these: they start without the libraries of the build machine.
+DEPLOYED = ("sampling", "bundle", "runtime", "generation")
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "safetensors"}
 # Not in the wheel: they may use everything, by its full name.
 OUTSIDE = ("tests", "examples", "benchmarks")

@@ -1,10 +1,12 @@
 """What a comparison is asked for."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from flowturbo_trt.evaluation.comparison.errors import ComparisonError
 from flowturbo_trt.evaluation.speed.latency import Stability
+
+TIMING = Stability(seconds=120.0)
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class ComparisonOptions:
     latency_batch: int | None = None
     truth_schedule: str = "H100"
     truth_num: int = 200
-    stability: Stability = field(default_factory=lambda: Stability(seconds=120.0))
+    stability: Stability = TIMING
 
     def __post_init__(self) -> None:
         if not all(self.schedules) or not self.schedules:

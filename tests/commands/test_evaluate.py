@@ -191,7 +191,9 @@ def test_mistakes(place: Path, fails: Fails, run: Run) -> None:
     assert "Missing option '--extractor'" in run("evaluate", "samples", "real", status=2).stderr
 
 
-@pytest.mark.parametrize("option", ["--guidance=2", "--baseline=H4", "--latency-batch=1", "--truth-num=9"])
+@pytest.mark.parametrize(
+    "option", ["--guidance=2", "--baseline=H4", "--latency-batch=1", "--truth-num=9", "--max-seconds=9"]
+)
 def test_options_of_a_comparison(place: Path, run: Run, option: str) -> None:
     result = run("evaluate", "samples", "real", *EXTRACTOR, option, status=2)
     assert f"{option.partition('=')[0]} means nothing without --compare" in result.stderr
@@ -222,6 +224,7 @@ def test_compare_hands_over(place: Path, run: Run, monkeypatch: pytest.MonkeyPat
         "guidance": 2.0,
         "baseline": "H8",
         "latency_batch": None,
+        "max_seconds": None,
         "truth_schedule": None,
         "truth_num": None,
         "backend": None,
@@ -241,6 +244,7 @@ def test_compare_hands_over(place: Path, run: Run, monkeypatch: pytest.MonkeyPat
         (("H8:guided=0.1..0.8,H1P5R3:single",), ("H8:guided=0.1..0.8", "H1P5R3:single")),
         # No list of times begins with a time.
         (("H8", "1,H4"), ("H8", "1", "H4")),
+        (("H8,,H4",), ("H8", "", "H4")),
     ],
 )
 def test_split_schedules(texts: tuple[str, ...], schedules: tuple[str, ...]) -> None:
