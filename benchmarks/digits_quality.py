@@ -26,10 +26,10 @@ ENDPOINTS = 500
 TRUTH = "H100"
 # By evaluations of the predictor; those with R are followed by themselves without it.
 SCHEDULES = (
-    *("H1P5R3", "H1P5", "H1P5R3:single", "AB2x7"),
+    *("H1P5R3", "H1P5", "AB2x7"),
     *("H4", "AB2x8"),
     *("H8", "AB2x16"),
-    *("H8P9R5", "H8P9", "AB2x25"),
+    *("H8P9R5", "H8P9"),
     *("H25",),
 )
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +42,7 @@ class RayWorkers:
             raise WorkerError(f"device {job.device}: Ray chooses the GPUs; leave the number out")
         threads = job.threads or 1
         job = Job(job.plan, job.bundle, job.device, threads)
-        with _connected(self.address):
+        with sigterm_kept(), _connected(self.address):
             count = min(self._count(threads), len(shards))
             remote = ray.remote(ShardMaker).options(
                 num_cpus=threads,
@@ -100,6 +102,17 @@ def _connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """Put the handler of SIGTERM back: Ray sets one of its own when it starts, and leaves it there."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _in_turn(workers: Sequence[Any], shards: Sequence[int]) -> Iterator[FinishedShard]:

@@ -25,9 +25,12 @@ def two_cpus() -> Iterator[None]:
         patch.setenv(name, value)
     import ray
 
-    ray.init("local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    from flowturbo_trt.generation.ray_pool import sigterm_kept
+
+    with sigterm_kept():
+        ray.init("local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
     patch.undo()
 
 
@@ -53,6 +56,24 @@ def test_worker_that_is_killed_is_replaced(
     assert len(summary.workers) >= 2
     assert summary.workers[killed[0]] < 80
     assert capfd.readouterr() == ("", "")
+
+
+def test_handler_of_sigterm_is_put_back(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Ray leaves behind would end a later training with SystemExit, without a checkpoint."""
+    from flowturbo_trt.generation import ray_pool
+
+    def start(*arguments: Any, **options: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(ray_pool.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_pool.ray, "init", start)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(WorkerError, match="no room"):
+        generate_images(small_plan(tiny_bundle), tiny_bundle, tmp_path / "set", Workers(1, ray="local"))
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_error_in_a_worker_is_raised_as_it_is(two_cpus: None, tiny_bundle: Path, tmp_path: Path) -> None:

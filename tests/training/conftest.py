@@ -1,5 +1,6 @@
 """A predictor and a latent cache small enough to train on in a moment."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +21,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def default_signals() -> Iterator[None]:
+    """Signals do what they do in a process of its own: jobs in the background may be deaf to Ctrl-C."""
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
