@@ -1,7 +1,7 @@
 """The golden numbers of the reference implementation, and the networks that made them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,3 +49,14 @@ def golden_refiner(golden_folder: Path, golden_predictor: "SiT") -> "SiT":
     from flowturbo_trt.models.checkpoints import load_checkpoint, load_refiner
 
     return load_refiner(load_checkpoint(golden_folder / "refiner.pt"), golden_predictor.config)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads cost more than they bring on networks of this size."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

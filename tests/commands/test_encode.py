@@ -3,7 +3,7 @@
 import _thread
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,11 @@ from flowturbo_trt.training.cache_format import Preparation
 from flowturbo_trt.training.encode import Encoded, encode_images
 from flowturbo_trt.training.latent_cache import ShardedCache
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Run = Callable[..., Result]
 Document = Callable[..., dict[str, Any]]
 Fails = Callable[..., str]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads cost more than they bring on networks of this size."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

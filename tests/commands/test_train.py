@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,10 @@ from flowturbo_trt.runtime.pipeline import Pipeline
 from flowturbo_trt.tests.bundles import TINY_CONFIG, latents
 from flowturbo_trt.tests.training.runs import h1r1, newest
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Run = Callable[..., Result]
 Document = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads cost more than they bring on networks of this size."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -14,13 +14,9 @@ CONFIG = SiTConfig(
 )
 
 
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads cost more than they bring on networks of this size."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(autouse=True)
+def few_threads(one_thread: None) -> None:
+    """Train everything here in one thread."""
 
 
 @pytest.fixture(autouse=True)
