@@ -2,7 +2,26 @@
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Hold the lock in a block, and remove its file after; give False while another process has it.
+
+    Raises OSError where the file cannot be made.
+    """
+    descriptor = hold(path)
+    if descriptor is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def hold(path: Path) -> int | None:

@@ -31,8 +31,11 @@ HELP = {
     "ema": "Decay of the moving average of the weights, which is what `build` takes.",
     "max_delta": "Largest time step Δ that the refiner learns to bridge.",
     "label_drop": "Share of samples trained without their label.",
-    "guidance_low": "Smallest guidance scale of the first velocity.",
-    "guidance_high": "Largest guidance scale of the first velocity; 1 and 1 are the paper's, unguided.",
+    "on_policy": "Schedules, e.g. 'H1P5R3 H8P9R5', on whose own trajectories the refiner learns, without "
+    "data; else on points of the data's paths, as in the paper.",
+    "guidance_low": "Smallest guidance scale of the velocity to refine.",
+    "guidance_high": "Largest guidance scale of it; 1 and 1 are the paper's, unguided. With --on-policy, "
+    "if neither is given: from 1 to as far beyond the model's own scale.",
     "depth": "Blocks of the refiner.",
     "width": "Width of the refiner; 0 is the predictor's.",
     "heads": "Attention heads of the refiner; 0 is as many as make them the predictor's size.",
@@ -57,7 +60,6 @@ def config_options(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--predictor", required=True, help="Checkpoint of the predictor, or a public model's name.")
 @click.option(
     "--data",
-    required=True,
     type=click.Path(path_type=Path),
     help="Latent cache (a file, or a folder that `encode` wrote), or a folder of images.",
 )
@@ -110,12 +112,11 @@ def command(console: Console, **options: Any) -> None:
     flowturbo_trt train --predictor sit.pt --data latents --out refiner
     torchrun --nproc-per-node 8 --no-python flowturbo_trt train --predictor sit.pt …
     """
-    preset = PRESETS[options["preset"]]
-    training = TrainingConfig(
-        **{f.name: _setting(f.name, preset, options) for f in dataclasses.fields(TrainingConfig)}
-    )
+    given = given_config(options["model"], options["config"])
+    training = _training_config(given, options)
+    _check_data(training, options)
     with joined(options["device"], quiet=not console.shows_tracebacks) as group:
-        weights, loss = _train(console, training, group, options)
+        weights, loss = _train(console, training, given, group, options)
     if group.leads:
         console.result(
             {
@@ -133,17 +134,45 @@ def _told(loss: float | None) -> str:
     return "done before" if loss is None else f"last loss {loss:.4f}"
 
 
+def _training_config(given: Mapping[str, Any], options: Mapping[str, Any]) -> TrainingConfig:
+    preset = PRESETS[options["preset"]]
+    training = TrainingConfig(
+        **{f.name: _setting(f.name, preset, options) for f in dataclasses.fields(TrainingConfig)}
+    )
+    if not training.on_policy or _is_given("guidance_low") or _is_given("guidance_high"):
+        return training
+    low, high = sorted((1.0, 2 * default_guidance(given) - 1))
+    return dataclasses.replace(training, guidance_low=low, guidance_high=high)
+
+
 def _setting(name: str, preset: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
     """Return an option as given, on the command line or in a configuration file, else the preset's."""
-    given = click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
-    return options[name] if given else preset.get(name, options[name])
+    return options[name] if _is_given(name) else preset.get(name, options[name])
+
+
+def _is_given(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
+
+
+def _check_data(training: TrainingConfig, options: Mapping[str, Any]) -> None:
+    """Refuse options of data where none is read, and its absence where it is."""
+    if not training.on_policy:
+        if options["data"] is None:
+            raise TrainingError("give --data to learn from, or --on-policy to learn without")
+        return
+    unread = ("data", "encoder", "size", "flip", "max_delta", "label_drop")
+    if given := [f"--{name.replace('_', '-')}" for name in unread if _is_given(name)]:
+        raise TrainingError(f"{', '.join(given)}: of no use with --on-policy, which reads no data")
 
 
 def _train(
-    console: Console, training: TrainingConfig, group: Group, options: Mapping[str, Any]
+    console: Console,
+    training: TrainingConfig,
+    given: Mapping[str, Any],
+    group: Group,
+    options: Mapping[str, Any],
 ) -> tuple[Path, float | None]:
     """Load what is asked for and train; return the weights and the last loss, if a step was taken."""
-    given = given_config(options["model"], options["config"])
     last: float | None = None
     with console.progress() as progress:
         if group.leads:
@@ -175,8 +204,10 @@ def _train(
     return weights, last
 
 
-def _source(group: Group, options: Mapping[str, Any], previews: Previews | None) -> LatentSource:
-    """Open the data, made with the autoencoder that the previews are decoded with."""
+def _source(group: Group, options: Mapping[str, Any], previews: Previews | None) -> LatentSource | None:
+    """Open the data, if any, made with the autoencoder that the previews are decoded with."""
+    if options["data"] is None:
+        return None
     names = ("encoder", "size", "flip")
     source = open_source(options["data"], **{name: options[name] for name in names}, device=group.device)
     if previews is not None:

@@ -77,7 +77,7 @@ class Guided(nn.Module):
         B = state.shape[0]
         halves = self.network.trunk(self._tokens(state, velocity), modulations)
         # Slices, because chunk and split would fix the batch size while tracing.
-        return self._guide(halves[:B], halves[B:], guidance[:, None, None, None])
+        return guide(halves[:B], halves[B:], guidance, self.guided_channels)
 
     def _tokens(self, state: Tensor, velocity: Tensor | None) -> Tensor:
         """Embed both halves as tokens (2B,N,D), once where they agree."""
@@ -87,12 +87,14 @@ class Guided(nn.Module):
         doubled = torch.cat([velocity[:, 0], velocity[:, 1]])
         return self.network.tokens(torch.cat([state, state]), doubled)
 
-    def _guide(self, c: Tensor, u: Tensor, s: Tensor) -> Tensor:
-        k = self.guided_channels
-        guided = u[:, :k] + s * (c[:, :k] - u[:, :k])
-        if k == c.shape[1]:
-            return guided[:, None]
-        return torch.stack([torch.cat([guided, half[:, k:]], dim=1) for half in (c, u)], dim=1)
+
+def guide(c: Tensor, u: Tensor, guidance: Tensor, guided_channels: int) -> Tensor:
+    """Join the halves (B,C,H,W) with scales (B) to (B,G,C,H,W), as `Guided` tells."""
+    k, s = guided_channels, guidance[:, None, None, None]
+    guided = u[:, :k] + s * (c[:, :k] - u[:, :k])
+    if k == c.shape[1]:
+        return guided[:, None]
+    return torch.stack([torch.cat([guided, half[:, k:]], dim=1) for half in (c, u)], dim=1)
 
 
 class GuidedTrunk(Guided):

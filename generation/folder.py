@@ -1,11 +1,10 @@
 """The folder of a set of images: of one plan, and for one run at a time."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from flowturbo_trt.bundle.lock import hold
+from flowturbo_trt.bundle import lock
 from flowturbo_trt.generation.plan import (
     PLAN,
     GenerationError,
@@ -30,24 +29,24 @@ def held(out: Path) -> Iterator[None]:
     Raises FolderError when it cannot be written, holds anything but a set of images, or another run is
     at work there. A folder that is made for a run which makes nothing is removed again.
     """
-    try:
-        was_there = out.exists()
-        out.mkdir(parents=True, exist_ok=True)
-        _check_own(out)
-        lock = hold(out / LOCK)
-    except OSError as error:
-        reason = "is a file" if out.is_file() else f"cannot be written ({error.strerror})"
-        raise FolderError(f"{out}: {reason}; give a folder that you may write to") from error
-    if lock is None:
-        raise FolderError(f"{out}: another run is at work there; wait for it, or give another folder")
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            if not out.exists():
+                stack.callback(_remove_if_empty, out)
+            out.mkdir(parents=True, exist_ok=True)
+            _check_own(out)
+            alone = stack.enter_context(lock.held(out / LOCK))
+        except OSError as error:
+            reason = "is a file" if out.is_file() else f"cannot be written ({error.strerror})"
+            raise FolderError(f"{out}: {reason}; give a folder that you may write to") from error
+        if not alone:
+            raise FolderError(f"{out}: another run is at work there; wait for it, or give another folder")
         yield
-    finally:
-        (out / LOCK).unlink(missing_ok=True)
-        os.close(lock)
-        if not was_there:
-            with contextlib.suppress(OSError):
-                out.rmdir()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _check_own(out: Path) -> None:

@@ -57,7 +57,7 @@ def run(program: Program, fields: Mapping[str, Field], noise: Array) -> Iterator
                 values[instruction.out] = _evaluate(instruction, fields[instruction.variant], values)
             else:
                 is_state = program.registers[instruction.out].kind == "state"
-                values[instruction.out] = _combine(instruction.terms, values, is_state)
+                values[instruction.out] = combine(instruction.terms, values, is_state)
         yield values[mark.state], values[mark.velocity]
 
 
@@ -70,7 +70,8 @@ def _evaluate(instruction: Evaluate, field: Field, values: dict[int, Array]) -> 
     return result
 
 
-def _combine(terms: tuple[tuple[float, int], ...], values: dict[int, Array], is_state: bool) -> Array:
+def combine(terms: tuple[tuple[float, int], ...], values: Mapping[int, Any], is_state: bool) -> Any:
+    """Sum scaled registers from the left, over any array type."""
     scaled = [coefficient * operand(values[register], is_state) for coefficient, register in terms]
     total = scaled[0]
     for term in scaled[1:]:
@@ -78,6 +79,6 @@ def _combine(terms: tuple[tuple[float, int], ...], values: dict[int, Array], is_
     return total
 
 
-def operand(value: Array, is_state: bool) -> Array:
+def operand(value: Any, is_state: bool) -> Any:
     """Return what a register adds to a combination: to a state, a velocity adds its conditional half."""
     return value[:, 0] if is_state and value.ndim == 5 else value

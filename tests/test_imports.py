@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bundle": {"sampling"},
     "runtime": {"sampling", "bundle"},
     "models": {"sampling"},
-    "training": {"sampling", "models", "export"},
+    "training": {"sampling", "bundle", "models", "export"},
     "export": CORE - {"export"},
     "calibration": CORE,
     "generation": {"sampling", "bundle", "runtime"},

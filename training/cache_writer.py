@@ -2,10 +2,8 @@
 
 import contextlib
 import errno
-import fcntl
 import importlib.metadata
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 import flowturbo_trt
+from flowturbo_trt.bundle.lock import held
 from flowturbo_trt.models.checkpoints import file_sha256
 from flowturbo_trt.training.cache_format import (
     BEGUN_FILE,
@@ -34,6 +33,8 @@ from flowturbo_trt.training.cache_format import (
 from flowturbo_trt.training.files import replace_file
 from flowturbo_trt.training.image_encoder import EncodeError
 from flowturbo_trt.training.source import DataError
+
+LOCK = ".lock"
 
 
 class CacheWriter:
@@ -104,7 +105,7 @@ class CacheWriter:
                     f"{self._folder}: holds another encoding: {difference}; use the same images and options, "
                     "or another folder"
                 )
-        elif any(path.name != f"{BEGUN_FILE}.partial" for path in self._folder.iterdir()):
+        elif {path.name for path in self._folder.iterdir()} - {f"{BEGUN_FILE}.partial", LOCK}:
             raise EncodeError(f"{self._folder}: holds files that are no latent cache; give a new folder")
         else:
             self._write_text(BEGUN_FILE, to_json(self._identity))
@@ -118,21 +119,17 @@ class CacheWriter:
 @contextlib.contextmanager
 def open_writer(folder: Path, identity: CacheIdentity) -> Iterator[CacheWriter]:
     """Give the writer of a cache folder, to one process at a time; raises EncodeError and DataError."""
-    with _reported(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with contextlib.ExitStack() as stack:
+        with _reported(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            alone = stack.enter_context(held(folder / LOCK))
+        if not alone:
             raise EncodeError(
                 f"{folder}: another process is encoding into it; wait for it, or give another folder"
-            ) from error
+            )
         writer = CacheWriter(folder, identity)
         writer.begin()
         yield writer
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ Files appear whole or not at all, and the checkpoint last: what it does not know
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from flowturbo_trt.bundle.lock import held
 from flowturbo_trt.models.checkpoints import CONFIG_KEY
-from flowturbo_trt.training.config import RESUMABLE, TrainingError
+from flowturbo_trt.training.config import DEFAULTS, RESUMABLE, TrainingError
 from flowturbo_trt.training.files import replace_file
 from flowturbo_trt.training.interrupts import interrupts_held
 from flowturbo_trt.training.records import METRICS, append_rows
 from flowturbo_trt.training.run import Run
 
+LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "refiner.safetensors"
 # Damage that a disk's or a file system's error leads the readers to.
@@ -38,6 +41,21 @@ class Archive:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._saved_step = 0
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep the folder, made where there is none, for this run alone; raises TrainingError."""
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                alone = stack.enter_context(held(self.folder / LOCK))
+            except OSError as error:
+                raise _unwritable(self.folder, error) from error
+            if not alone:
+                raise TrainingError(
+                    f"{self.folder}: another training is at work there; wait for it, or give another folder"
+                )
+            yield
 
     def save(self, run: Run) -> None:
         """Write weights, metrics and the whole state; where that fails, the checkpoint before stays.
@@ -110,7 +128,6 @@ class Archive:
             return
         metrics = self.folder / METRICS
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             rows = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
             replace_file(metrics, lambda partial: partial.write_text("".join(rows[: run.step])))
             for partial in (self.folder / CHECKPOINTS).glob("*.partial"):
@@ -118,13 +135,17 @@ class Archive:
             if run.step:
                 self._write_weights(run)
         except (OSError, ValueError, SafetensorError) as error:
-            raise TrainingError(f"{self.folder}: cannot be written ({error}); give another folder") from error
+            raise _unwritable(self.folder, error) from error
 
     def _found(self) -> list[tuple[int, Path]]:
         """Return the checkpoints by step, the newest last."""
         paths = (self.folder / CHECKPOINTS).glob("step-*.safetensors")
         steps = [(re.fullmatch(r"step-(\d+)", path.stem), path) for path in paths]
         return sorted((int(match[1]), path) for match, path in steps if match)
+
+
+def _unwritable(folder: Path, error: Exception) -> TrainingError:
+    return TrainingError(f"{folder}: cannot be written ({error}); give another folder")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -135,10 +156,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _check_same(saved: Mapping[str, Any], identity: Mapping[str, Any], path: Path) -> None:
     for name, value in identity.items():
-        if name not in RESUMABLE and saved.get(name) != value:
+        # An option that did not exist then was as it is by default now.
+        then = saved.get(name, DEFAULTS.get(name))
+        if name not in RESUMABLE and then != value:
             raise TrainingError(
-                f"{path}: was trained with {name}={saved.get(name)}, now {value}; "
-                "use the same options or another folder"
+                f"{path}: was trained with {name}={then}, now {value}; use the same options or another folder"
             )
 
 

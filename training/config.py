@@ -1,10 +1,11 @@
 """What a training run is told: hyper-parameters, their limits, and the paper's sets of them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from flowturbo_trt.sampling.errors import FlowTurboError
+from flowturbo_trt.sampling.schedule import Schedule
 
 # Changing these between runs continues the same training; changing any other would not. Other parts of a
 # batch give the same gradient to rounding.
@@ -24,7 +25,9 @@ class TrainingConfig:
     `batch` is of all processes together, each of which takes its share in `accumulate` parts. The
     learning rate rises for `warmup` steps and stays; `clip` bounds the gradient's norm (0: no bound).
     Guidance scales of the first velocity are uniform in [guidance_low, guidance_high]; 1 to 1 is the
-    paper's unguided one. `width` and `heads` of 0 are the predictor's width and size of a head.
+    paper's unguided one. `on_policy` are schedules, parted by spaces, on whose own trajectories the
+    refiner learns in turn instead of on points of the data's paths; `max_delta` and `label_drop` are
+    of no effect then. `width` and `heads` of 0 are the predictor's width and size of a head.
     """
 
     steps: int = 30_000
@@ -37,6 +40,7 @@ class TrainingConfig:
     ema: float = 0.9999
     max_delta: float = 0.12
     label_drop: float = 0.1
+    on_policy: str = ""
     guidance_low: float = 1.0
     guidance_high: float = 1.0
     depth: int = 1
@@ -64,6 +68,9 @@ class TrainingConfig:
                 f"guidance goes from {self.guidance_low} to {self.guidance_high}, expected "
                 "guidance_low ≤ guidance_high"
             )
+        for schedule in self.schedules:
+            if not Schedule.parse(schedule).evaluations()["refiner"]:
+                raise TrainingError(f"on_policy has {schedule}, which calls no refiner; add R, e.g. H1P5R3")
         if self.init not in INITIAL_WEIGHTS:
             raise TrainingError(f"init is {self.init!r}, expected {' or '.join(INITIAL_WEIGHTS)}")
         if self.precision not in PRECISIONS:
@@ -74,11 +81,17 @@ class TrainingConfig:
         """Whether the first velocity is guided."""
         return (self.guidance_low, self.guidance_high) != (1, 1)
 
+    @property
+    def schedules(self) -> tuple[str, ...]:
+        """The schedules learnt on policy."""
+        return tuple(self.on_policy.split())
+
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0: a function of the step, so no state."""
         return self.learning_rate * (min(1, (step + 1) / self.warmup) if self.warmup else 1)
 
 
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(TrainingConfig)}
 # What differs from TrainingConfig's defaults (FlowTurbo, arXiv:2409.18128, §4 and its appendix).
 PRESETS: dict[str, dict[str, Any]] = {
     "class-conditional": {},

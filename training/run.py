@@ -12,12 +12,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from flowturbo_trt.models.sit import SiT
 from flowturbo_trt.training.config import TrainingConfig, TrainingError
 from flowturbo_trt.training.distributed import Group
-from flowturbo_trt.training.draws import draw
 from flowturbo_trt.training.initial import initial_refiner
 from flowturbo_trt.training.interrupts import interrupts_held
-from flowturbo_trt.training.objective import refiner_objective
+from flowturbo_trt.training.lessons import Lessons
 from flowturbo_trt.training.records import Row
-from flowturbo_trt.training.source import LatentSource
 
 # What AdamW keeps of a parameter.
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -37,13 +35,15 @@ class Run:
         predictor: SiT,
         config: TrainingConfig,
         group: Group,
+        lessons: Lessons,
         guided_channels: int,
         sources: Mapping[str, str],
     ) -> None:
         self.config = config
         self.group = group
+        self._lessons = lessons
         self.guided_channels = guided_channels
-        self.identity = {**asdict(predictor.config), **asdict(config), **sources}
+        self.identity = {**asdict(predictor.config), **asdict(config), **lessons.provenance, **sources}
         if config.guided:
             self.identity["guided_channels"] = guided_channels
         self._rows = group.rows(config)
@@ -58,11 +58,11 @@ class Run:
         )
         self._shared = group.share(self.refiner)
 
-    def advance(self, source: LatentSource) -> Row:
+    def advance(self) -> Row:
         """Take one optimizer step; raises TrainingError, and leaves the weights, where it is not finite."""
         self.optimizer.zero_grad()
         with self.group.waiting():
-            loss = self.group.mean(self._accumulate_gradients(source)).item()
+            loss = self.group.mean(self._accumulate_gradients()).item()
             gradients = [p.grad for p in self._trained().values() if p.grad is not None]
             norm = get_total_norm(gradients)
             row = Row(self.step + 1, loss, self.config.learning_rate_at(self.step), norm.item())
@@ -81,19 +81,18 @@ class Run:
                 self.unsaved.append(row)
         return row
 
-    def _accumulate_gradients(self, source: LatentSource) -> Tensor:
+    def _accumulate_gradients(self) -> Tensor:
         """Leave the gradient of the batch's mean loss, and return this process's mean loss."""
         config, group = self.config, self.group
-        parts = draw(source, config, self.step, self._rows).to(group.device).parts(config.accumulate)
+        draws = self._lessons.draw(self.step, self._rows).to(group.device)
+        parts = draws.parts(config.accumulate)
         total = torch.zeros((), device=group.device)
         for part in parts:
             with group.last_part(self._shared, part is parts[-1]):
                 with self.autocast():
-                    objective = refiner_objective(
-                        self.predictor, self._shared, **vars(part), guided_channels=self.guided_channels
-                    )
+                    losses = self._lessons.loss(self.predictor, self._shared, part)
                 # Parts are of equal size: the mean of their means is the batch's.
-                loss = objective.loss.mean() / len(parts)
+                loss = losses.mean() / len(parts)
                 loss.backward()
                 total += loss.detach()
         return total

@@ -1,7 +1,7 @@
 """Train a velocity refiner: seeded, resumable, on one process or many, with an average of its weights."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -10,9 +10,9 @@ from flowturbo_trt.export.use import guided_channels as guided_channels_of
 from flowturbo_trt.models.sit import SiT
 from flowturbo_trt.training.checkpoints import WEIGHTS, Archive
 from flowturbo_trt.training.config import TrainingConfig, TrainingError
-from flowturbo_trt.training.data import check_fits
 from flowturbo_trt.training.distributed import Group
 from flowturbo_trt.training.interrupts import terminations_as_interrupts
+from flowturbo_trt.training.lessons import choose_lessons
 from flowturbo_trt.training.previews import Artist, Previews
 from flowturbo_trt.training.records import EventFiles, Row
 from flowturbo_trt.training.run import Run
@@ -24,7 +24,7 @@ ALONE = Group(torch.device("cpu"))
 
 def train_refiner(
     predictor: SiT,
-    source: LatentSource,
+    source: LatentSource | None,
     config: TrainingConfig,
     folder: Path,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
@@ -37,31 +37,35 @@ def train_refiner(
 ) -> Path:
     """Train until `config.steps`, continuing what `folder` holds; return the averaged weights' file.
 
-    `sources` names by hash what `source` does not name itself, the predictor, so that a run is not
-    resumed with another. `guided_channels` are those of the model (None: as the reference's).
+    `source` is None where the config says to learn on policy. `sources` names by hash what it does not
+    name itself, the predictor, so that a run is not resumed with another. `guided_channels` are those
+    of the model (None: as the reference's).
 
     Every process of a `group` calls this alike; the first one writes, and calls `on_step(step, loss)`
     after every step, from the first new one. An interrupt (Ctrl-C, SIGTERM, or KeyboardInterrupt from
     `on_step`) saves the steps taken before it goes on. Raises TrainingError and DataError.
     """
-    check_fits(source, predictor.config, config.batch)
     if previews is not None:
         previews.check(predictor.config)
     if guided_channels is None:
         guided_channels = guided_channels_of({}, predictor.config.in_channels)
-    run = Run(predictor, config, group, guided_channels, {**source.provenance, **(sources or {})})
+    lessons = choose_lessons(source, predictor.config, config, guided_channels)
+    run = Run(predictor, config, group, lessons, guided_channels, sources or {})
     archive = Archive(folder)
-    archive.resume(run)
-    if run.step > config.steps:
-        raise TrainingError(f"{folder}: has {run.step} steps already, more than the {config.steps} asked for")
-    # Nobody writes before everybody has read.
-    group.agree(run.step)
-    archive.prepare(run)
-    with (
-        terminations_as_interrupts(),
-        _observers(run, folder, on_step, tensorboard, previews) as observers,
-    ):
-        _train(run, source, archive, observers)
+    with archive.locked() if group.leads else nullcontext():
+        archive.resume(run)
+        if run.step > config.steps:
+            raise TrainingError(
+                f"{folder}: has {run.step} steps already, more than the {config.steps} asked for"
+            )
+        # Nobody writes before everybody has read.
+        group.agree(run.step)
+        archive.prepare(run)
+        with (
+            terminations_as_interrupts(),
+            _observers(run, folder, on_step, tensorboard, previews) as observers,
+        ):
+            _train(run, archive, observers)
     return folder / WEIGHTS
 
 
@@ -84,11 +88,11 @@ def _observers(
         yield observers
 
 
-def _train(run: Run, source: LatentSource, archive: Archive, observers: list[Observer]) -> None:
+def _train(run: Run, archive: Archive, observers: list[Observer]) -> None:
     config = run.config
     try:
         while run.step < config.steps:
-            row = run.advance(source)
+            row = run.advance()
             for observe in observers:
                 observe(row)
             if run.step % config.checkpoint_every == 0 or run.step == config.steps:

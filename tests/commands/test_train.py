@@ -146,6 +146,22 @@ def test_guidance_is_on_the_models_channels(
     assert (found["guided_channels"], found["guidance_low"], found["guidance_high"]) == (expected, 1, 3)
 
 
+def test_on_policy(run: Run, fails: Callable[..., str], words: list[str], here: Path) -> None:
+    """Without data, over guidance scales around the model's own, which is 2."""
+    given = [word for word in words if not word.startswith("--data")]
+    run(*given, "--on-policy=H1R1 H1P1R2:single")
+    found = trained_with(here / "run")
+    assert (found["on_policy"], found["guidance_low"], found["guidance_high"]) == ("H1R1 H1P1R2:single", 1, 3)
+    run(*given, "--on-policy=H1R1", "--guidance-low=0.5", "--out=second")
+    found = trained_with(here / "second")
+    assert (found["guidance_low"], found["guidance_high"]) == (0.5, 1)
+    told = fails(*words, "--on-policy=H1R1", "--flip", "--max-delta=0.2")
+    assert "--data, --flip, --max-delta: of no use with --on-policy" in told
+    assert "H4, which calls no refiner; add R" in fails(*given, "--on-policy=H1R1 H4")
+    assert "is no schedule" in fails(*given, "--on-policy=H1R1,H2R2")
+    assert "give --data to learn from, or --on-policy" in fails(*given)
+
+
 def test_previews_and_event_files(
     run: Run, fails: Callable[..., str], words: list[str], tiny_options: BuildOptions, here: Path
 ) -> None:

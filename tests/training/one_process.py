@@ -1,14 +1,16 @@
 """One of several processes that train together: what the tests of `distributed` start, two at a time.
 
-    python -m flowturbo_trt.tests.training.one_process FOLDER [MISHAP [RANK]]
+    python -m flowturbo_trt.tests.training.one_process FOLDER [MISHAP [RANK [SCHEDULES]]]
 
-Trains for six steps as `train` does; MISHAP befalls process RANK in the third.
+Trains for six steps as `train` does, on policy if there are schedules; MISHAP befalls process RANK in the
+third step.
 """
 
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -81,12 +83,13 @@ class Unlucky:
         return latents * float("nan"), labels
 
 
-def main(folder: Path, mishap: str | None = None, rank: int = 1) -> None:
+def main(folder: Path, mishap: str | None = None, rank: int = 1, on_policy: str = "") -> None:
     torch.set_num_threads(1)
     with reported(Console(as_json=False, verbosity=0)), joined("cpu") as group:
         source = Unlucky(some_cache(), mishap if group.rank == rank else None)
-        train_refiner(some_predictor(), source, CONFIG, folder, group=group)
+        config = replace(CONFIG, on_policy=on_policy)
+        train_refiner(some_predictor(), None if on_policy else source, config, folder, group=group)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:3], *map(int, sys.argv[3:4]))
+    main(Path(sys.argv[1]), *sys.argv[2:3], *map(int, sys.argv[3:4]), *sys.argv[4:5])

@@ -11,6 +11,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from flowturbo_trt.bundle.lock import held
 from flowturbo_trt.models.sit import SiT
 from flowturbo_trt.tests.training.runs import (
     assert_same_run,
@@ -141,7 +142,22 @@ def test_what_is_renamed_is_on_the_disk(
         monkeypatch.setattr(os, name, record(name, getattr(os, name)))
     train_refiner(predictor, cache, replace(CONFIG, steps=1), tmp_path)
     step = "step-00000001.safetensors"
-    assert events[-3:] == [("fsync", f"{step}.partial"), ("replace", step), ("fsync", "checkpoints")]
+    written, of_folder = ("fsync", f"{step}.partial"), ("fsync", "checkpoints")
+    assert events[-5:] == [written, of_folder, ("replace", step), ("fsync", step), of_folder]
+
+
+def test_one_training_at_a_time(whole: Path, predictor: SiT, cache: LatentCache) -> None:
+    """The other is told before it reads or writes anything; of the lock nothing stays."""
+    before = contents(whole)
+    assert ".lock" not in before
+    with (
+        held(whole / ".lock"),
+        pytest.raises(TrainingError, match="whole: another training is at work there; wait for it, or give"),
+    ):
+        train_refiner(predictor, cache, replace(CONFIG, steps=12), whole)
+    assert contents(whole) == before
+    train_refiner(predictor, cache, replace(CONFIG, steps=12), whole)
+    assert steps_recorded(whole)[-1] == 12
 
 
 def test_leftovers_are_no_checkpoints(whole: Path, predictor: SiT, cache: LatentCache) -> None:

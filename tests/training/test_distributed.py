@@ -62,10 +62,12 @@ def processes(tmp_path: Path) -> Processes:
     return run
 
 
-def test_two_processes_are_one(tmp_path: Path, processes: Processes) -> None:
+@pytest.mark.parametrize("on_policy", ["", "H1R2 P1R1:single"])
+def test_two_processes_are_one(tmp_path: Path, processes: Processes, on_policy: str) -> None:
     """Same losses and same weights, with two parts each and clipped, as in one process and one part."""
-    assert processes(tmp_path / "two") == [(0, ""), (0, "")]
-    path = train_refiner(some_predictor(), some_cache(), replace(CONFIG, accumulate=1), tmp_path / "one")
+    assert processes(tmp_path / "two", None, 1, on_policy) == [(0, ""), (0, "")]
+    config = replace(CONFIG, accumulate=1, on_policy=on_policy)
+    path = train_refiner(some_predictor(), None if on_policy else some_cache(), config, tmp_path / "one")
     found, expected = rows_recorded(tmp_path / "two"), rows_recorded(tmp_path / "one")
     assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6]
     for name in ("loss", "gradient_norm"):

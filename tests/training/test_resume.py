@@ -1,6 +1,7 @@
 """Interrupted training: what comes after is bit for bit what would have come anyway."""
 
 import _thread
+import json
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from flowturbo_trt.models.sit import SiT
-from flowturbo_trt.tests.training.runs import assert_same_run, contents, steps_recorded
-from flowturbo_trt.training import checkpoints, run
+from flowturbo_trt.tests.training.runs import assert_same_run, contents, newest, steps_recorded
+from flowturbo_trt.training import checkpoints, lessons
 from flowturbo_trt.training.config import TrainingConfig, TrainingError
 from flowturbo_trt.training.data import LatentCache
 from flowturbo_trt.training.train_refiner import train_refiner
@@ -43,6 +45,32 @@ def test_three_and_three_steps_are_six(
     assert seen == [4, 5, 6]
     assert path == folder / "refiner.safetensors"
     assert_same_run(folder, whole)
+
+
+def test_three_and_three_steps_on_policy(tmp_path: Path, predictor: SiT) -> None:
+    """Of two schedules in turn: the second half begins with the other one."""
+    config = replace(CONFIG, on_policy="H1R2 P2R1", guidance_high=2.0)
+    train_refiner(predictor, None, config, tmp_path / "whole")
+    for steps in (3, 6):
+        train_refiner(predictor, None, replace(config, steps=steps), tmp_path / "parts")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_checkpoint_from_before_an_option(
+    tmp_path: Path, whole: Path, predictor: SiT, cache: LatentCache
+) -> None:
+    """It was as it is by default now, and as nothing else."""
+    folder = tmp_path / "parts"
+    train_refiner(predictor, cache, replace(CONFIG, steps=3), folder)
+    path = newest(folder)
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["run"])
+    del about["config"]["on_policy"]
+    save_file(load_file(path), path, {"run": json.dumps(about)})
+    with pytest.raises(TrainingError, match="was trained with on_policy=, now H1R1; use the same"):
+        train_refiner(predictor, None, replace(CONFIG, on_policy="H1R1"), folder)
+    train_refiner(predictor, cache, CONFIG, folder)
+    assert steps_recorded(folder) == steps_recorded(whole)
 
 
 def test_a_finished_run_takes_no_more_steps(whole: Path, predictor: SiT, cache: LatentCache) -> None:
@@ -106,7 +134,7 @@ def test_interrupt_within_the_forward_pass(
     step: int,
 ) -> None:
     folder = tmp_path / "parts"
-    before_call(run, "refiner_objective", step, press_ctrl_c)
+    before_call(lessons, "refiner_objective", step, press_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         train_refiner(predictor, cache, CONFIG, folder)
     assert steps_recorded(folder) == list(range(1, step))

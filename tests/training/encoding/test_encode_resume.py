@@ -1,7 +1,6 @@
 """Encoding that is stopped, killed or out of disk goes on, to the same files byte for byte."""
 
 import errno
-import fcntl
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from flowturbo_trt.bundle.lock import held
 from flowturbo_trt.models.autoencoder import Encoder
 from flowturbo_trt.models.checkpoints import Checkpoint
 from flowturbo_trt.tests.training.caches import OPTIONS, encoded, files_of
@@ -174,12 +174,13 @@ def test_full_disk(
 
 def test_one_process_at_a_time(pictures: Path, made: Made, out: Path) -> None:
     out.mkdir()
-    descriptor = os.open(out, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    with pytest.raises(EncodeError, match="cache: another process is encoding into it; wait for it"):
+    with (
+        held(out / ".lock"),
+        pytest.raises(EncodeError, match="cache: another process is encoding into it; wait for it"),
+    ):
         encoded(pictures, made, out)
-    os.close(descriptor)
     assert encoded(pictures, made, out).shards_made == 3
+    assert not (out / ".lock").exists()
 
 
 def test_interrupt_ends_the_reading(
