@@ -12,8 +12,9 @@ from flowturbo_trt.evaluation.metrics import frechet_distance
 from flowturbo_trt.evaluation.report import Check
 from flowturbo_trt.examples.digits.bundle import GUIDANCE, build_digits
 from flowturbo_trt.examples.digits.encode import encode_generator_split
+from flowturbo_trt.examples.digits.recipe import REFINER_FILE
 from flowturbo_trt.examples.digits.train_predictor import CONFIG_FILE, WEIGHTS_FILE
-from flowturbo_trt.models.checkpoints import load_checkpoint, load_predictor, read_config
+from flowturbo_trt.models.checkpoints import load_checkpoint, load_predictor, load_refiner, read_config
 from flowturbo_trt.runtime.pipeline import Pipeline
 from flowturbo_trt.training.config import TrainingConfig
 from flowturbo_trt.training.data import LatentCache
@@ -24,18 +25,26 @@ SAMPLES = 500
 LAST_STEPS = (3, 4, 6)
 # The same steps in another order; those that begin with R have no velocity to refine.
 ORDERS = ("H1P5R3", "H1R3P5", "P5H1R3", "P5R3H1")
-# The same short training each; the committed refiner was trained for longer.
+# Short trainings of about the same cost each; the committed refiner was trained for longer.
 SHORT = TrainingConfig(
     steps=500, batch=64, learning_rate=5e-4, ema=0.99, seed=5, checkpoint_every=500, keep=1
 )
+GUIDED = {"guidance_low": 1.0, "guidance_high": 2.0}
+# A step on policy evaluates the predictor at every step of the schedule.
+ON_POLICY = {**GUIDED, "batch": 32, "learning_rate": 1e-3}
+PAPER, FURTHER = "as in the paper", "committed, then on policy"
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "as in the paper": {},
-    "guided, scales 1 to 2": {"guidance_low": 1.0, "guidance_high": 2.0},
+    PAPER: {},
+    "guided, scales 1 to 2": GUIDED,
     "warm start": {"init": "predictor"},
     "Δ up to 0.25": {"max_delta": 0.25},
-    "guided, two blocks": {"guidance_low": 1.0, "guidance_high": 2.0, "depth": 2},
+    "guided, two blocks": {**GUIDED, "depth": 2},
+    "on policy of H1P5R3": {**ON_POLICY, "on_policy": "H1P5R3", "steps": 120},
+    FURTHER: {**ON_POLICY, "on_policy": "H1P5R3 H8P9R5", "steps": 200, "init": "refiner"},
 }
-JUDGED = ("H1P5R3", "H3R1")
+# What the last is held against.
+COMMITTED = "committed"
+JUDGED = ("H1P5R3", "H3R1", "H8P9R5")
 # The mean loss of so many steps is what a training ended with.
 LAST_LOSSES = 100
 
@@ -43,11 +52,12 @@ LAST_LOSSES = 100
 def measure(folder: Path) -> tuple[dict[str, Any], list[Check]]:
     """Judge the committed refiner, then train and judge VARIANTS; about half an hour on two cores."""
     judge = Judge(Pipeline.load(build_digits(folder / "digits").path), SAMPLES)
-    schedules = {text for n in LAST_STEPS for text in (f"H{n - 1}R1", f"H{n}")} | set(ORDERS)
+    schedules = {text for n in LAST_STEPS for text in (f"H{n - 1}R1", f"H{n}")} | {*ORDERS, *JUDGED}
     judged = {text: judge(text) for text in sorted(schedules)}
     cache = folder / "latents.safetensors"
     encode_generator_split(cache)
-    trained = [_train_and_judge(name, judge, cache, folder) for name in VARIANTS]
+    trained = {name: _train_and_judge(name, judge, cache, folder / f"{i}") for i, name in enumerate(VARIANTS)}
+    trained[COMMITTED] = Trained(None, {text: judged[text] for text in JUDGED})
     figures = {
         "precision": "fp32",
         "backend": "onnxruntime",
@@ -55,42 +65,39 @@ def measure(folder: Path) -> tuple[dict[str, Any], list[Check]]:
         "samples": SAMPLES,
         "schedules": {text: _figures(judgement, judge) for text, judgement in judged.items()},
         "training": {"steps": SHORT.steps, "batch": SHORT.batch},
-        "variants": [variant.row(judge) for variant in trained],
+        "variants": [{"variant": name, **variant.row(judge)} for name, variant in trained.items()],
     }
     return figures, _claims(judged) + _choices(trained)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A refiner trained as a variant says: its last losses' mean and what its images are worth."""
+    """A refiner trained as a variant says: its last losses' mean, if known, and what its images are worth."""
 
-    name: str
-    loss: float
+    loss: float | None
     judgements: Mapping[str, Judgement]
 
     def row(self, judge: Judge) -> dict[str, Any]:
         figures = {text: _figures(judgement, judge) for text, judgement in self.judgements.items()}
-        return {"variant": self.name, "loss": self.loss, "schedules": figures}
+        return {"loss": self.loss, "schedules": figures}
 
 
 def _train_and_judge(name: str, judge: Judge, cache: Path, folder: Path) -> Trained:
     config = replace(SHORT, **VARIANTS[name])
     losses: list[float] = []
     predictor = load_predictor(load_checkpoint(WEIGHTS_FILE), read_config(CONFIG_FILE))
-    place = folder / f"variant-{len(list(folder.iterdir()))}"
+    start = load_refiner(load_checkpoint(REFINER_FILE), predictor.config)
     weights = train_refiner(
         predictor,
-        LatentCache.load(cache),
+        None if config.on_policy else LatentCache.load(cache),
         config,
-        place,
+        folder,
         lambda step, loss: losses.append(loss),
+        start=start if config.init == "refiner" else None,
         guided_channels=predictor.config.in_channels,
     )
-    bundle = build_digits(place / "bundle", refiner=weights)
-    pipeline = Pipeline.load(bundle.path)
-    return Trained(
-        name, float(np.mean(losses[-LAST_LOSSES:])), {text: judge(text, pipeline) for text in JUDGED}
-    )
+    pipeline = Pipeline.load(build_digits(folder / "bundle", refiner=weights).path)
+    return Trained(float(np.mean(losses[-LAST_LOSSES:])), {text: judge(text, pipeline) for text in JUDGED})
 
 
 def _figures(judgement: Judgement, judge: Judge) -> dict[str, float]:
@@ -117,16 +124,17 @@ def _claims(judged: Mapping[str, Judgement]) -> list[Check]:
     return last + orders
 
 
-def _choices(trained: list[Trained]) -> list[Check]:
-    """Hold every choice in training against the paper's, in the endpoint errors of H1P5R3."""
-    text = JUDGED[0]
-    paper, *others = trained
+def _choices(trained: Mapping[str, Trained]) -> list[Check]:
+    """Hold every choice in training against the paper's, and training further against not."""
+    others = [name for name in VARIANTS if name not in (PAPER, FURTHER)]
+    compared = [(JUDGED[0], PAPER, other) for other in others]
+    compared += [(text, COMMITTED, FURTHER) for text in JUDGED]
     return [
         ratio_check(
-            f"endpoint error of {text}, {paper.name} / {other.name}",
-            paper.judgements[text].errors,
-            other.judgements[text].errors,
+            f"endpoint error of {text}, {first} / {second}",
+            trained[first].judgements[text].errors,
+            trained[second].judgements[text].errors,
             1.0,
         )
-        for other in others
+        for text, first, second in compared
     ]

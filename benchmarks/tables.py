@@ -67,7 +67,8 @@ def _refiner(result: dict[str, Any]) -> list[str]:
         judged = [row["schedules"][text] for text in schedules]
         figures = [f"{j['endpoint_error']:.3f}" for j in judged]
         figures += [f"{j['frechet_distance']:.3f}" for j in judged]
-        lines.append(_row(row["variant"], f"{row['loss']:.4f}", *figures))
+        loss = "" if row["loss"] is None else f"{row['loss']:.4f}"
+        lines.append(_row(row["variant"], loss, *figures))
     return lines
 
 

@@ -1,59 +1,29 @@
 """`flowturbo_trt train`."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from flowturbo_trt.commands.common import Console, make_command
 from flowturbo_trt.commands.files import write_images
+from flowturbo_trt.commands.training_options import config_options, training_config
 from flowturbo_trt.export.use import default_guidance, guided_channels
 from flowturbo_trt.models.catalogue import resolve
-from flowturbo_trt.models.checkpoints import given_config, load_checkpoint, load_predictor
+from flowturbo_trt.models.checkpoints import (
+    Checkpoint,
+    given_config,
+    load_checkpoint,
+    load_predictor,
+    load_refiner,
+)
 from flowturbo_trt.training.config import PRESETS, TrainingConfig, TrainingError
 from flowturbo_trt.training.data import check_same_autoencoder, open_source
 from flowturbo_trt.training.distributed import DEVICES, Group, joined
 from flowturbo_trt.training.previews import Previews
 from flowturbo_trt.training.source import LatentSource
 from flowturbo_trt.training.train_refiner import train_refiner
-
-HELP = {
-    "steps": "Optimizer steps.",
-    "batch": "Latents per step, of all processes together.",
-    "accumulate": "Parts in which each process takes its share of a batch: less memory, same gradient.",
-    "learning_rate": "AdamW's learning rate, constant after the warm-up.",
-    "warmup": "Steps in which the learning rate rises from zero.",
-    "weight_decay": "AdamW's weight decay.",
-    "clip": "Largest norm of a gradient; 0 is no limit.",
-    "ema": "Decay of the moving average of the weights, which is what `build` takes.",
-    "max_delta": "Largest time step Δ that the refiner learns to bridge.",
-    "label_drop": "Share of samples trained without their label.",
-    "on_policy": "Schedules, e.g. 'H1P5R3 H8P9R5', on whose own trajectories the refiner learns, without "
-    "data; else on points of the data's paths, as in the paper.",
-    "guidance_low": "Smallest guidance scale of the velocity to refine.",
-    "guidance_high": "Largest guidance scale of it; 1 and 1 are the paper's, unguided. With --on-policy, "
-    "if neither is given: from 1 to as far beyond the model's own scale.",
-    "depth": "Blocks of the refiner.",
-    "width": "Width of the refiner; 0 is the predictor's.",
-    "heads": "Attention heads of the refiner; 0 is as many as make them the predictor's size.",
-    "init": "random, or predictor: embeddings and first blocks are the predictor's.",
-    "precision": "fp32, or bf16 for autocast; the weights are float32 in both.",
-    "checkpoint_every": "Steps between checkpoints.",
-    "keep": "Checkpoints kept, the newest ones.",
-    "seed": "Seed of everything random.",
-}
-
-
-def config_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add one option per field of TrainingConfig, with its default."""
-    for field in reversed(dataclasses.fields(TrainingConfig)):
-        name = "--" + field.name.replace("_", "-")
-        option = click.option(name, default=field.default, show_default=True, help=HELP[field.name])
-        function = option(function)
-    return function
 
 
 @make_command(name="train", short_help="Train a velocity refiner for a predictor.")
@@ -110,11 +80,11 @@ def command(console: Console, **options: Any) -> None:
 
     \b
     flowturbo_trt train --predictor sit.pt --data latents --out refiner
+    flowturbo_trt train --predictor sit.pt --init refiner.safetensors --on-policy H8P9R5 --out tuned
     torchrun --nproc-per-node 8 --no-python flowturbo_trt train --predictor sit.pt …
     """
     given = given_config(options["model"], options["config"])
-    training = _training_config(given, options)
-    _check_data(training, options)
+    training = training_config(given, options)
     with joined(options["device"], quiet=not console.shows_tracebacks) as group:
         weights, loss = _train(console, training, given, group, options)
     if group.leads:
@@ -134,37 +104,6 @@ def _told(loss: float | None) -> str:
     return "done before" if loss is None else f"last loss {loss:.4f}"
 
 
-def _training_config(given: Mapping[str, Any], options: Mapping[str, Any]) -> TrainingConfig:
-    preset = PRESETS[options["preset"]]
-    training = TrainingConfig(
-        **{f.name: _setting(f.name, preset, options) for f in dataclasses.fields(TrainingConfig)}
-    )
-    if not training.on_policy or _is_given("guidance_low") or _is_given("guidance_high"):
-        return training
-    low, high = sorted((1.0, 2 * default_guidance(given) - 1))
-    return dataclasses.replace(training, guidance_low=low, guidance_high=high)
-
-
-def _setting(name: str, preset: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-    """Return an option as given, on the command line or in a configuration file, else the preset's."""
-    return options[name] if _is_given(name) else preset.get(name, options[name])
-
-
-def _is_given(name: str) -> bool:
-    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
-
-
-def _check_data(training: TrainingConfig, options: Mapping[str, Any]) -> None:
-    """Refuse options of data where none is read, and its absence where it is."""
-    if not training.on_policy:
-        if options["data"] is None:
-            raise TrainingError("give --data to learn from, or --on-policy to learn without")
-        return
-    unread = ("data", "encoder", "size", "flip", "max_delta", "label_drop")
-    if given := [f"--{name.replace('_', '-')}" for name in unread if _is_given(name)]:
-        raise TrainingError(f"{', '.join(given)}: of no use with --on-policy, which reads no data")
-
-
 def _train(
     console: Console,
     training: TrainingConfig,
@@ -175,12 +114,14 @@ def _train(
     """Load what is asked for and train; return the weights and the last loss, if a step was taken."""
     last: float | None = None
     with console.progress() as progress:
-        if group.leads:
-            resolve(options["predictor"], options["download"], progress)
-        # Fetched once; the others find it.
-        group.agree(0)
-        checkpoint = load_checkpoint(resolve(options["predictor"], options["download"], progress))
-        predictor = load_predictor(checkpoint, given)
+        names = {"predictor": options["predictor"]}
+        if training.init == "refiner":
+            names["refiner"] = options["init"]
+        checkpoints = _checkpoints(names, options["download"], group, progress)
+        predictor = load_predictor(checkpoints["predictor"], given)
+        start = None
+        if "refiner" in checkpoints:
+            start = load_refiner(checkpoints["refiner"], predictor.config, given.get("refiner_heads"))
         previews = _previews(given, options)
 
         def on_step(step: int, loss: float) -> None:
@@ -195,13 +136,25 @@ def _train(
             training,
             options["out"],
             on_step,
-            {"predictor": checkpoint.sha256},
+            {name: checkpoint.sha256 for name, checkpoint in checkpoints.items()},
+            start=start,
             guided_channels=guided_channels(given, predictor.config.in_channels),
             group=group,
             tensorboard=options["tensorboard"],
             previews=previews,
         )
     return weights, last
+
+
+def _checkpoints(
+    names: Mapping[str, str], download: bool, group: Group, progress: Callable[[str, int, int], None]
+) -> dict[str, Checkpoint]:
+    """Load files, or public models by name, fetched by one process; the others find them."""
+    if group.leads:
+        for name in names.values():
+            resolve(name, download, progress)
+    group.agree(0)
+    return {key: load_checkpoint(resolve(name, download, progress)) for key, name in names.items()}
 
 
 def _source(group: Group, options: Mapping[str, Any], previews: Previews | None) -> LatentSource | None:

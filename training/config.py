@@ -10,7 +10,7 @@ from flowturbo_trt.sampling.schedule import Schedule
 # Changing these between runs continues the same training; changing any other would not. Other parts of a
 # batch give the same gradient to rounding.
 RESUMABLE = {"steps", "checkpoint_every", "keep", "accumulate"}
-INITIAL_WEIGHTS = ("random", "predictor")
+INITIAL_WEIGHTS = ("random", "predictor", "refiner")
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -27,7 +27,8 @@ class TrainingConfig:
     Guidance scales of the first velocity are uniform in [guidance_low, guidance_high]; 1 to 1 is the
     paper's unguided one. `on_policy` are schedules, parted by spaces, on whose own trajectories the
     refiner learns in turn instead of on points of the data's paths; `max_delta` and `label_drop` are
-    of no effect then. `width` and `heads` of 0 are the predictor's width and size of a head.
+    of no effect then. `width` and `heads` of 0 are the predictor's width and size of a head. `init` is
+    random, predictor (its embeddings and first blocks) or refiner (one that is given, with its shape).
     """
 
     steps: int = 30_000
@@ -72,7 +73,7 @@ class TrainingConfig:
             if not Schedule.parse(schedule).evaluations()["refiner"]:
                 raise TrainingError(f"on_policy has {schedule}, which calls no refiner; add R, e.g. H1P5R3")
         if self.init not in INITIAL_WEIGHTS:
-            raise TrainingError(f"init is {self.init!r}, expected {' or '.join(INITIAL_WEIGHTS)}")
+            raise TrainingError(f"init is {self.init!r}, expected {', '.join(INITIAL_WEIGHTS)}")
         if self.precision not in PRECISIONS:
             raise TrainingError(f"precision is {self.precision!r}, expected fp32 or bf16 (autocast)")
 

@@ -34,19 +34,25 @@ def refiner_shape(predictor: SiTConfig, config: TrainingConfig) -> SiTConfig:
     return replace(predictor, depth=config.depth, hidden_size=width, num_heads=heads)
 
 
-def initial_refiner(predictor: SiT, config: TrainingConfig) -> SiT:
-    """Build a refiner whose output is zero, from the seed alone or with the predictor's first layers.
+def initial_refiner(predictor: SiT, config: TrainingConfig, start: SiT | None = None) -> SiT:
+    """Build the refiner `start` again where `init` says so, else one whose output is zero.
+
+    It is from the seed alone, or with the predictor's first layers.
 
     From the predictor (`init`) it takes the embeddings of state, time and label and the first blocks;
     the velocity's half of the input embedding is zero. The final layer is as without it: the
     predictor's would put out a velocity, not an offset. Torch's global generator stays as it was.
     """
-    shape = refiner_shape(predictor.config, config)
+    if (config.init == "refiner") != (start is not None):
+        raise TrainingError(f"init is {config.init!r}; a refiner to start from goes with 'refiner' alone")
+    shape = refiner_shape(predictor.config, config) if start is None else start.config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         refiner = SiT(shape, refines=True)
     if config.init == "predictor":
         _take_over(refiner, predictor)
+    if start is not None:
+        refiner.load_state_dict(start.state_dict())
     return refiner
 
 

@@ -38,6 +38,7 @@ class Run:
         lessons: Lessons,
         guided_channels: int,
         sources: Mapping[str, str],
+        start: SiT | None = None,
     ) -> None:
         self.config = config
         self.group = group
@@ -49,7 +50,7 @@ class Run:
         self._rows = group.rows(config)
         self.step = 0
         self.unsaved: list[Row] = []
-        refiner = initial_refiner(predictor, config)
+        refiner = initial_refiner(predictor, config, start)
         self.predictor = predictor.to(group.device).eval().requires_grad_(False)
         self.refiner = refiner.to(group.device)
         self.average = copy.deepcopy(self.refiner).eval().requires_grad_(False)

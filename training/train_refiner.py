@@ -30,6 +30,7 @@ def train_refiner(
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     sources: Mapping[str, str] | None = None,
     *,
+    start: SiT | None = None,
     guided_channels: int | None = None,
     group: Group = ALONE,
     tensorboard: bool = False,
@@ -38,8 +39,9 @@ def train_refiner(
     """Train until `config.steps`, continuing what `folder` holds; return the averaged weights' file.
 
     `source` is None where the config says to learn on policy. `sources` names by hash what it does not
-    name itself, the predictor, so that a run is not resumed with another. `guided_channels` are those
-    of the model (None: as the reference's).
+    name itself, the predictor and the refiner to start from, so that a run is not resumed with others.
+    `start` is that refiner, where the config says so. `guided_channels` are those of the model (None: as
+    the reference's).
 
     Every process of a `group` calls this alike; the first one writes, and calls `on_step(step, loss)`
     after every step, from the first new one. An interrupt (Ctrl-C, SIGTERM, or KeyboardInterrupt from
@@ -50,7 +52,7 @@ def train_refiner(
     if guided_channels is None:
         guided_channels = guided_channels_of({}, predictor.config.in_channels)
     lessons = choose_lessons(source, predictor.config, config, guided_channels)
-    run = Run(predictor, config, group, lessons, guided_channels, sources or {})
+    run = Run(predictor, config, group, lessons, guided_channels, sources or {}, start)
     archive = Archive(folder)
     with archive.locked() if group.leads else nullcontext():
         archive.resume(run)

@@ -162,6 +162,22 @@ def test_on_policy(run: Run, fails: Callable[..., str], words: list[str], here: 
     assert "give --data to learn from, or --on-policy" in fails(*given)
 
 
+def test_refiner_trained_further(run: Run, fails: Callable[..., str], words: list[str], here: Path) -> None:
+    """A step of no rate leaves it as it was; another one to start from is another run."""
+    run(*words, "--depth=2", "--ema=0", "--learning-rate=0.01")
+    first = load_file("run/refiner.safetensors")
+    further = [*words, "--init=run/refiner.safetensors", "--out=second", "--learning-rate=1e-30", "--ema=0"]
+    run(*further)
+    second = load_file("second/refiner.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert trained_with(here / "second")["refiner"] == sha256(here / "run" / "refiner.safetensors")
+    assert "--depth: a refiner that is trained further has its shape" in fails(*further, "--depth=3")
+    assert "nowhere.pt: no such file" in fails(*words, "--init=nowhere.pt", "--out=third")
+    run(*words, "--out=run2", "--seed=1")
+    assert "was trained with refiner=" in fails(*further, "--init=run2/refiner.safetensors")
+
+
 def test_previews_and_event_files(
     run: Run, fails: Callable[..., str], words: list[str], tiny_options: BuildOptions, here: Path
 ) -> None:

@@ -65,7 +65,8 @@ def test_presets() -> None:
         ("guidance_low", 2.0, "guidance goes from 2.0 to 1.0, expected guidance_low ≤ guidance_high"),
         ("guidance_high", float("inf"), "guidance goes from 1.0 to inf"),
         ("guidance_high", float("nan"), "guidance goes from 1.0 to nan"),
-        ("init", "zeros", "init is 'zeros', expected random or predictor"),
+        ("init", "zeros", "init is 'zeros', expected random, predictor, refiner"),
+        ("on_policy", "H1R1 H4", "on_policy has H4, which calls no refiner"),
         ("precision", "fp16", "precision is 'fp16', expected fp32 or bf16"),
     ],
 )
@@ -80,6 +81,11 @@ def test_learning_rate_rises_and_stays() -> None:
         [0.2, 0.4, 0.6, 0.8, 0.8, 0.8]
     )
     assert TrainingConfig(learning_rate=0.8).learning_rate_at(0) == 0.8
+
+
+def test_schedules_to_learn_on_policy() -> None:
+    assert TrainingConfig().schedules == ()
+    assert TrainingConfig(on_policy=" H1R1  H2R1@0,.5,.75,1 ").schedules == ("H1R1", "H2R1@0,.5,.75,1")
 
 
 def test_a_range_of_one_scale_is_guided_unless_it_is_one() -> None:

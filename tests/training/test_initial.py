@@ -49,6 +49,27 @@ def test_shapes_that_cannot_be(options: dict[str, Any], message: str) -> None:
         refiner_shape(SHAPE, TrainingConfig(**options))
 
 
+def test_refiner_that_is_trained_further() -> None:
+    """As it was, whatever its shape, and the given one stays as it is."""
+    shape = replace(SHAPE, depth=2, hidden_size=24, num_heads=6)
+    start = SiT(shape, refines=True)
+    with torch.no_grad():
+        start.final_layer.linear.bias.fill_(0.5)
+    refiner = initial_refiner(some_predictor(), TrainingConfig(init="refiner"), start)
+    assert refiner.config == shape
+    assert all(torch.equal(tensor, start.state_dict()[key]) for key, tensor in refiner.state_dict().items())
+    with torch.no_grad():
+        refiner.final_layer.linear.bias.zero_()
+    assert start.final_layer.linear.bias.all()
+
+
+@pytest.mark.parametrize(("init", "given"), [("refiner", False), ("random", True), ("predictor", True)])
+def test_refiner_to_start_from_that_is_not_asked_for(init: str, given: bool) -> None:
+    start = SiT(SHAPE, refines=True) if given else None
+    with pytest.raises(TrainingError, match=f"init is '{init}'; a refiner to start from goes with"):
+        initial_refiner(some_predictor(), TrainingConfig(init=init), start)
+
+
 @pytest.mark.parametrize("init", ["random", "predictor"])
 def test_output_is_zero_at_first(init: str) -> None:
     """The refined velocity is then the earlier one."""
