@@ -1,5 +1,6 @@
 """The paper's claims about its refiner, on the digits; and what each choice in training it changes."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ SHORT = TrainingConfig(
 )
 GUIDED = {"guidance_low": 1.0, "guidance_high": 2.0}
 # A step on policy evaluates the predictor at every step of the schedule.
-ON_POLICY = {**GUIDED, "batch": 32, "learning_rate": 1e-3}
+ON_POLICY = {**GUIDED, "batch": 32}
 PAPER, FURTHER = "as in the paper", "committed, then on policy"
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     PAPER: {},
@@ -96,7 +97,10 @@ def _train_and_judge(name: str, judge: Judge, cache: Path, folder: Path) -> Trai
         start=start if config.init == "refiner" else None,
         guided_channels=predictor.config.in_channels,
     )
-    pipeline = Pipeline.load(build_digits(folder / "bundle", refiner=weights).path)
+    described = folder / "config.json"
+    described.write_text(json.dumps({**read_config(CONFIG_FILE), "refiner_depth": config.depth}))
+    bundle = build_digits(folder / "bundle", refiner=weights, config=described)
+    pipeline = Pipeline.load(bundle.path)
     return Trained(float(np.mean(losses[-LAST_LOSSES:])), {text: judge(text, pipeline) for text in JUDGED})
 
 

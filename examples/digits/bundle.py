@@ -20,9 +20,11 @@ def build_digits(
     *,
     backends: tuple[str, ...] = ("onnxruntime",),
     refiner: Path = WEIGHTS / "refiner.safetensors",
+    config: Path = WEIGHTS / "config.json",
 ) -> Bundle:
-    """Build the bundle of the committed weights; `refiner` may be another one."""
-    return build(replace(digits_options(), refiner=refiner, backends=backends), out, progress)
+    """Build the bundle of the committed weights; `refiner` and `config` may be others."""
+    options = replace(digits_options(), refiner=refiner, config=config, backends=backends)
+    return build(options, out, progress)
 
 
 def digits_options() -> BuildOptions:
