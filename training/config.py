@@ -69,6 +69,8 @@ class TrainingConfig:
                 f"guidance goes from {self.guidance_low} to {self.guidance_high}, expected "
                 "guidance_low ≤ guidance_high"
             )
+        if self.on_policy and not self.schedules:
+            raise TrainingError("on_policy is blank, expected schedules, e.g. H1P5R3")
         for schedule in self.schedules:
             if not Schedule.parse(schedule).evaluations()["refiner"]:
                 raise TrainingError(f"on_policy has {schedule}, which calls no refiner; add R, e.g. H1P5R3")

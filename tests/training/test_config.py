@@ -66,6 +66,7 @@ def test_presets() -> None:
         ("guidance_high", float("inf"), "guidance goes from 1.0 to inf"),
         ("guidance_high", float("nan"), "guidance goes from 1.0 to nan"),
         ("init", "zeros", "init is 'zeros', expected random, predictor, refiner"),
+        ("on_policy", " ", "on_policy is blank, expected schedules, e.g. H1P5R3"),
         ("on_policy", "H1R1 H4", "on_policy has H4, which calls no refiner"),
         ("precision", "fp16", "precision is 'fp16', expected fp32 or bf16"),
     ],
