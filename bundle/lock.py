@@ -1,5 +1,6 @@
 """A lock by a file: one process at a time has it, until it ends if it does not give it back before."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -27,8 +28,8 @@ def held(path: Path) -> Iterator[bool]:
 def hold(path: Path) -> int | None:
     """Return a descriptor that holds the lock until it is closed; None while another process has it.
 
-    Who holds it may remove the file when there is nothing more to keep others from. Raises OSError
-    where the file cannot be made.
+    Who holds it may remove the file when there is nothing more to keep others from. On a file system
+    without locks it keeps nobody out. Raises OSError where the file cannot be made.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -37,6 +38,12 @@ def hold(path: Path) -> int | None:
         except BlockingIOError:
             os.close(descriptor)
             return None
+        except OSError as error:
+            # Some file systems that machines share have none: who works there has to take care.
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP):
+                os.close(descriptor)
+                raise
+            return descriptor
         if _is_named(descriptor, path):
             return descriptor
         # Who held it was done and has removed the file since: this lock keeps nobody out.

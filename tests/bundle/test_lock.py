@@ -1,5 +1,6 @@
 """Locks: one process at a time, and none that outlives its holder."""
 
+import errno
 import fcntl
 import multiprocessing
 import os
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flowturbo_trt.bundle.lock import hold
+from flowturbo_trt.bundle.lock import held, hold
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
@@ -50,3 +51,40 @@ def test_file_removed_while_it_is_being_locked(tmp_path: Path, monkeypatch: pyte
     assert os.fstat(lock).st_ino == path.stat().st_ino
     assert hold(path) is None
     os.close(lock)
+
+
+def test_block_gives_it_back(tmp_path: Path) -> None:
+    """Whatever ends it; who does not have it leaves the file."""
+    path = tmp_path / "lock"
+
+    def be_interrupted() -> None:
+        with held(path) as alone:
+            assert alone
+            with held(path) as another:
+                assert not another
+            assert path.exists()
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            be_interrupted()
+        assert not path.exists()
+
+
+def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work goes on there; any other failure is told."""
+
+    def fail(number: int) -> None:
+        def flock(descriptor: int, operation: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("fcntl.flock", flock)
+
+    fail(errno.ENOSYS)
+    with held(tmp_path / "lock") as alone:
+        assert alone
+    fail(errno.EIO)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="Input/output error"), held(tmp_path / "lock"):
+        pass
+    assert len(os.listdir("/proc/self/fd")) == before
