@@ -3,7 +3,8 @@
 import hashlib
 from pathlib import Path, PurePosixPath
 
-from flowturbo_trt.bundle.manifest import BundleError, FileRecord, Manifest, from_json
+from flowturbo_trt.bundle.manifest import BundleError, FileRecord, Manifest
+from flowturbo_trt.bundle.manifest_json import from_json
 
 MANIFEST = "manifest.json"
 

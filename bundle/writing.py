@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from flowturbo_trt.bundle.manifest import FORMAT, BundleError, Manifest, to_json
+from flowturbo_trt.bundle.manifest import FORMAT, BundleError, Manifest
+from flowturbo_trt.bundle.manifest_json import to_json
 from flowturbo_trt.bundle.store import MANIFEST
 
 # linux/fcntl.h and linux/fs.h

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from flowturbo_trt.bundle.manifest import Manifest, to_json
+from flowturbo_trt.bundle.manifest import Manifest
+from flowturbo_trt.bundle.manifest_json import to_json
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.commands.common import Console, evaluation_counts, make_command
 from flowturbo_trt.commands.forecast import Forecast, columns, cost_lines, memory_lines

@@ -78,17 +78,22 @@ def command(
         save_array(output_latents, generated.latents)
     if trajectory is not None and recorder is not None:
         save_arrays(trajectory, {f"{chosen}_x": recorder.states, f"{chosen}_v": recorder.velocities})
+    tell(console, len(labels), chosen, seconds, [str(file) for file in outputs])
+
+
+def tell(console: Console, images: int, schedule: Schedule, seconds: float, outputs: list[str]) -> None:
+    """Print what was made."""
     console.result(
         {
             "command": "sample",
-            "images": len(labels),
-            "schedule": str(chosen),
-            "evaluations": dict(chosen.evaluations()),
+            "images": images,
+            "schedule": str(schedule),
+            "evaluations": dict(schedule.evaluations()),
             "seconds": seconds,
-            "outputs": [str(file) for file in outputs],
+            "outputs": outputs,
         },
-        f"{len(labels)} images with {chosen} in {seconds:.2f} s "
-        f"({1000 * seconds / len(labels):.1f} ms each): {', '.join(map(str, outputs))}",
+        f"{images} images with {schedule} in {seconds:.2f} s "
+        f"({1000 * seconds / images:.1f} ms each): {', '.join(outputs)}",
     )
 
 

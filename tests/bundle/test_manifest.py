@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from flowturbo_trt.bundle.manifest import BundleError, Engine, Manifest, from_json, to_json
+from flowturbo_trt.bundle.manifest import BundleError, Engine, Manifest
+from flowturbo_trt.bundle.manifest_json import from_json, to_json
 from flowturbo_trt.sampling.schedule import Schedule
 from flowturbo_trt.sampling.trace import trace
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowturbo_trt.bundle.manifest import BundleError, Condition, conditioner_of, from_json, to_json
+from flowturbo_trt.bundle.manifest import BundleError, Condition, conditioner_of
+from flowturbo_trt.bundle.manifest_json import from_json, to_json
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.runtime.pipeline import Pipeline
 from flowturbo_trt.sampling.schedule import Schedule

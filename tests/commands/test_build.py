@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from flowturbo_trt.bundle.manifest import to_json
+from flowturbo_trt.bundle.manifest_json import to_json
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.export.options import BuildOptions
 from flowturbo_trt.sampling.program import VARIANTS
