@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from flowturbo_trt.sampling.errors import FlowTurboError
 from flowturbo_trt.sampling.program import Program
+from flowturbo_trt.sampling.schedule import Schedule
+from flowturbo_trt.sampling.table import SolverTable
 
 FORMAT = "flowturbo_trt bundle"
 FORMAT_VERSION = 2
@@ -149,7 +151,10 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a bundle says about itself; `programs` are by schedule, then variant."""
+    """Everything a bundle says about itself; `programs` are by schedule, then variant.
+
+    `tables` are what schedules may name as `table:NAME`.
+    """
 
     format: str
     version: int
@@ -164,8 +169,11 @@ class Manifest:
     options: dict[str, Any]
     environment: dict[str, str]
     licence: str
+    tables: tuple[SolverTable, ...] = ()
 
     def __post_init__(self) -> None:
+        if len({table.name for table in self.tables}) < len(self.tables):
+            raise BundleError(f"manifest: tables {[table.name for table in self.tables]} share a name")
         if not self.batches or any(batch < 1 for batch in self.batches):
             raise BundleError(f"manifest: batches are {list(self.batches)}, expected sizes of at least 1")
         items: tuple[Graph | Engine, ...] = (*self.graphs, *self.engines)
@@ -183,6 +191,13 @@ class Manifest:
                     f"manifest: {schedule} has programs for {sorted(programs)}, evaluating {sorted(found)}; "
                     f"expected one for each variant of the default schedule's, {sorted(variants)}"
                 )
+
+    def schedule(self, text: str | None = None) -> Schedule:
+        """Read a schedule, the default one unless told, that may name the bundle's tables.
+
+        Raises ScheduleError.
+        """
+        return Schedule.parse(text or self.default_schedule, self.tables)
 
     def engine(self, network: str, variant: str | None, backend: str, batch: int | None = None) -> Engine:
         """Return the engine of a network variant for a backend, the one built for `batch` if given."""

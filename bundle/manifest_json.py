@@ -9,6 +9,7 @@ from typing import Any, Literal
 from flowturbo_trt.bundle.manifest import FORMAT, FORMAT_VERSION, BundleError, Manifest
 from flowturbo_trt.sampling import program_json
 from flowturbo_trt.sampling.program import Program, ProgramError
+from flowturbo_trt.sampling.table import SolverTable, TableError
 
 
 def to_json(manifest: Manifest) -> str:
@@ -55,6 +56,11 @@ def _read(expected: Any, data: Any, where: str) -> Any:
         try:
             return program_json.from_json(data)
         except ProgramError as error:
+            raise BundleError(f"{where}: {error}") from error
+    if expected is SolverTable:
+        try:
+            return _read_dataclass(expected, _typed(dict, data, where), where)
+        except TableError as error:
             raise BundleError(f"{where}: {error}") from error
     if dataclasses.is_dataclass(expected):
         return _read_dataclass(expected, _typed(dict, data, where), where)

@@ -26,7 +26,6 @@ from flowturbo_trt.evaluation.speed.benchmark import (
     Measured,
 )
 from flowturbo_trt.evaluation.speed.latency import Stability, Timing
-from flowturbo_trt.sampling.schedule import Schedule
 
 DEFAULTS = BenchmarkOptions()
 # Of fewer, the 99th percentile is no more than the largest.
@@ -94,7 +93,7 @@ def command(
         onnxruntime.set_default_logger_severity(4)
     bundle = Bundle.open(path)
     sizes = check_batches(bundle, batches)
-    chosen = [Schedule.parse(text) for text in schedules or (bundle.manifest.default_schedule,)]
+    chosen = [bundle.manifest.schedule(text) for text in schedules or (None,)]
     stability = Stability(precision=precision_of_median, seconds=max_seconds)
     benchmark = Benchmark(bundle, BenchmarkOptions(stability=stability, **given))
     # All of them first: what the bundle lacks shows before anything is timed.

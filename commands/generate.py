@@ -1,11 +1,13 @@
 """`flowturbo_trt generate`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 import onnxruntime
 
+from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.commands.common import Console, make_command
 from flowturbo_trt.commands.files import IntegerList
 from flowturbo_trt.commands.running import backend_option, device_option, provider_option
@@ -14,7 +16,6 @@ from flowturbo_trt.generation.plan import FILE_FORMATS, LABEL_RULES, GenerationP
 from flowturbo_trt.generation.run import Summary, Workers, generate_images
 from flowturbo_trt.generation.shards import finished_shards
 from flowturbo_trt.sampling.noise import MAX_SEED
-from flowturbo_trt.sampling.schedule import Schedule
 
 LOCAL = "local"
 
@@ -125,10 +126,13 @@ def command(
         there = sum(len(plan.indices(shard)) for shard in finished_shards(out, plan))
         console.info(f"{out}: {there} of {plan.num} images are there; the same command goes on from them")
         raise
-    console.result(document(plan, out, summary), text(plan, out, summary))
+    evaluations = Bundle.open(bundle).manifest.schedule(plan.schedule).evaluations()
+    console.result(document(plan, evaluations, out, summary), text(plan, out, summary))
 
 
-def document(plan: GenerationPlan, out: Path, summary: Summary) -> dict[str, Any]:
+def document(
+    plan: GenerationPlan, evaluations: Mapping[str, int], out: Path, summary: Summary
+) -> dict[str, Any]:
     """Return what was done for --json."""
     return {
         "command": "generate",
@@ -142,7 +146,7 @@ def document(plan: GenerationPlan, out: Path, summary: Summary) -> dict[str, Any
         "images_per_second": summary.images_per_second,
         "shards_by_worker": dict(summary.workers),
         "schedule": plan.schedule,
-        "evaluations": dict(Schedule.parse(plan.schedule).evaluations()),
+        "evaluations": dict(evaluations),
     }
 
 

@@ -63,7 +63,7 @@ def command(
         # What ONNX Runtime would print is raised as an error as well. The process is ours to silence.
         onnxruntime.set_default_logger_severity(4)
     pipeline = Pipeline.load(path, backend=backend, device=device, threads=threads, provider=provider)
-    chosen = Schedule.parse(schedule or pipeline.manifest.default_schedule)
+    chosen = pipeline.manifest.schedule(schedule)
     if noise is None:
         seeds = count_up(seeds or [0], len(labels))
     given = None if noise is None else load_array(noise)

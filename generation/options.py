@@ -61,7 +61,7 @@ def make_plan(path: Path, options: GenerationOptions) -> GenerationPlan:
         raise RequestError(f"{path}: has no decoder, and so makes no images; build it with --decoder")
     backend = options.backend or default_backend(manifest)
     device = options.device or default_device(backend, options.provider)
-    schedule = Schedule.parse(options.schedule or manifest.default_schedule)
+    schedule = manifest.schedule(options.schedule)
     guidance = manifest.model.guidance.default if options.guidance is None else float(options.guidance)
     _check_request(manifest, options.labels, guidance)
     _check_engines(manifest, schedule, guidance, backend)

@@ -27,7 +27,7 @@ from typing import Any
 
 from flowturbo_trt.sampling.errors import FlowTurboError
 from flowturbo_trt.sampling.noise import MAX_SEED
-from flowturbo_trt.sampling.schedule import Schedule
+from flowturbo_trt.sampling.schedule import Schedule, named_table
 
 KIND = "flowturbo_trt images"
 VERSION = 1
@@ -80,7 +80,9 @@ class GenerationPlan:
             raise PlanError(f"format {self.format!r} is not known; use {' or '.join(FILE_FORMATS)}")
         if not self.labels or (isinstance(self.labels, str) and self.labels not in LABEL_RULES):
             raise PlanError(f"labels are {self.labels!r}, expected {', '.join(LABEL_RULES)}, or a list")
-        Schedule.parse(self.schedule)
+        # Which tables there are the bundle knows.
+        if named_table(self.schedule) is None:
+            Schedule.parse(self.schedule)
 
     @property
     def shards(self) -> int:

@@ -28,7 +28,14 @@ def find_program(manifest: Manifest, schedule: str | Schedule | None, variant: s
     """
     text = str(manifest.default_schedule if schedule is None else schedule)
     known = manifest.programs.get(text)
-    program = _traced(text, variant) if known is None else known[variant]
+    # A table of that name which the bundle does not hold is another one.
+    if isinstance(schedule, Schedule) and schedule.table not in (None, *manifest.tables):
+        known = None
+    if known is None:
+        given = schedule if isinstance(schedule, Schedule) else manifest.schedule(text)
+        program = _traced(given, variant)
+    else:
+        program = known[variant]
     if set(program.inputs) != {NOISE}:
         raise ScheduleError(f"{text}: its program needs {sorted(program.inputs)}, here is only {NOISE}")
     variants = manifest.programs[manifest.default_schedule].keys()
@@ -44,5 +51,5 @@ def find_program(manifest: Manifest, schedule: str | Schedule | None, variant: s
 
 
 @lru_cache(maxsize=64)
-def _traced(text: str, variant: str) -> Program:
-    return trace(Schedule.parse(text), variant)
+def _traced(schedule: Schedule, variant: str) -> Program:
+    return trace(schedule, variant)

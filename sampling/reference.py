@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from flowturbo_trt.sampling.program import NOISE, Evaluate, Program
 from flowturbo_trt.sampling.schedule import Schedule
-from flowturbo_trt.sampling.steps import Field, Passed, step_function
+from flowturbo_trt.sampling.steps import Field, Passed
 
 Array = NDArray[np.float32]
 
@@ -20,8 +20,8 @@ def sample(schedule: Schedule, field: Field, x: Any) -> Iterator[tuple[Any, Any]
     velocities (B,2,C,H,W) reproduce the reference implementation's doubled batch.
     """
     passed: Passed = ()
-    for kind, t, s in schedule.steps:
-        x, passed = step_function(kind, schedule.reading)(field, x, passed, t, s)
+    for step, t, s in schedule.formulas:
+        x, passed = step(field, x, passed, t, s)
         yield x, passed[-1][1]
 
 

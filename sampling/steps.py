@@ -8,7 +8,7 @@ Sums are written out term by term (x + a·d0 + b·d1): each is then one fused co
 and floating-point addition in the written order is the same wherever it runs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -99,6 +99,27 @@ def adams_bashforth(order: int) -> Step:
         earlier = tuple((time, v) for time, v in passed if time < t)
         nodes = (*earlier, (t, field.predict(x, t)))[-order:]
         for weight, (_, v) in zip(multistep_weights([time for time, _ in nodes], t, s), nodes, strict=True):
+            x = x + weight * v
+        return x, nodes
+
+    return step
+
+
+def linear_multistep(weights: Sequence[float], *, refines: bool = False) -> Step:
+    """Return a step by the weighted sum of all velocities so far, of which there are len(weights) − 1.
+
+    1 evaluation: of the predictor, or with `refines` of the refiner, whose offset is added to the newest
+    velocity.
+    """
+
+    def step(field: Field, x: Any, passed: Passed, t: float, s: float) -> tuple[Any, Passed]:
+        if refines:
+            v = passed[-1][1]
+            d = field.refine(x, v, t) + v
+        else:
+            d = field.predict(x, t)
+        nodes = (*passed, (t, d))
+        for weight, (_, v) in zip(weights, nodes, strict=True):
             x = x + weight * v
         return x, nodes
 

@@ -2,7 +2,7 @@
 
 from flowturbo_trt.sampling.program import NOISE, Combine, Evaluate, Instruction, Program, Register, StepMark
 from flowturbo_trt.sampling.schedule import Schedule
-from flowturbo_trt.sampling.steps import Passed, step_function
+from flowturbo_trt.sampling.steps import Passed
 
 
 def trace(schedule: Schedule, variant: str) -> Program:
@@ -16,8 +16,8 @@ def trace(schedule: Schedule, variant: str) -> Program:
     x = Expression(tracer, ((1.0, noise),))
     passed: Passed = ()
     marks = []
-    for kind, t, s in schedule.steps:
-        x, passed = step_function(kind, schedule.reading)(tracer, x, passed, t, s)
+    for kind, (step, t, s) in zip(schedule.kinds, schedule.formulas, strict=True):
+        x, passed = step(tracer, x, passed, t, s)
         state, velocity = x.register, passed[-1][1].register
         marks.append(StepMark(kind, t, s, len(tracer.instructions), state, velocity))
     return Program(tuple(tracer.registers), {NOISE: noise}, tuple(tracer.instructions), tuple(marks), state)

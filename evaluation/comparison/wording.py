@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from flowturbo_trt.evaluation.comparison.findings import Comparison
 from flowturbo_trt.evaluation.comparison.table import significant
 from flowturbo_trt.evaluation.quality.judge import METRICS
-from flowturbo_trt.sampling.schedule import Schedule
+from flowturbo_trt.sampling.schedule import TABLED, Schedule, named_table
+from flowturbo_trt.sampling.steps import REFINER
 
 STEP_NAMES = {
     "H": "Heun",
@@ -15,6 +16,7 @@ STEP_NAMES = {
     "AB2": "Adams–Bashforth of order 2",
     "AB3": "Adams–Bashforth of order 3",
     "AB4": "Adams–Bashforth of order 4",
+    TABLED: "a step of the table",
 }
 
 
@@ -61,8 +63,12 @@ def legend(comparison: Comparison) -> dict[str, str]:
 
 
 def _letters(comparison: Comparison) -> str:
-    kinds = dict.fromkeys(kind for row in comparison.rows for kind in Schedule.parse(row.schedule).kinds)
+    kinds = dict.fromkeys(kind for row in comparison.rows for kind in _kinds(row.schedule))
     return ", ".join(f"{kind}: {STEP_NAMES[kind]}" for kind in kinds if kind in STEP_NAMES)
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    return (TABLED, REFINER) if named_table(text) else Schedule.parse(text).kinds
 
 
 def _operations(comparison: Comparison) -> str:

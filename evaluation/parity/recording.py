@@ -22,7 +22,6 @@ from flowturbo_trt.sampling import reference
 from flowturbo_trt.sampling.errors import FlowTurboError
 from flowturbo_trt.sampling.program import Program
 from flowturbo_trt.sampling.reference import ScheduledField
-from flowturbo_trt.sampling.schedule import Schedule
 
 Array = NDArray[np.float32]
 Inputs = Mapping[str, NDArray[Any]]
@@ -124,7 +123,7 @@ def record(
     request = make_rows(manifest.model, rows, seed, variant)
     noise = np.empty((rows, *manifest.model.latent), dtype=np.float32)
     request.fill_noise(slice(0, rows), noise)
-    parsed = Schedule.parse(schedule)
+    parsed = manifest.schedule(schedule)
     recorder = _Recorder(backend, manifest, request, schedule, variant)
     variants = manifest.programs[manifest.default_schedule]
     fields = {network_variant: _RecordingField(recorder, network_variant) for network_variant in variants}

@@ -123,9 +123,9 @@ def _make_request(manifest: Manifest, options: DiagnosisOptions) -> Request:
 
 
 def _choose_schedule(manifest: Manifest, options: DiagnosisOptions, variant: str) -> Schedule:
-    default = Schedule.parse(manifest.default_schedule)
+    default = manifest.schedule()
     usual = str(default) if REFINER in default.kinds else options.usual_schedule
-    schedule = Schedule.parse(options.schedule or usual)
+    schedule = manifest.schedule(options.schedule or usual)
     if schedule.guided is not None:
         raise DiagnosisError(
             f"{schedule}: guided some of the time, where velocities cannot be compared over time; "

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flowturbo_trt.evaluation.parity.comparison import row_relative_l2
 from flowturbo_trt.evaluation.velocity.trajectory import Array, FineTrajectory
 from flowturbo_trt.sampling.schedule import Schedule
-from flowturbo_trt.sampling.steps import Field, Passed, step_function
+from flowturbo_trt.sampling.steps import Field, Passed
 
 Values = NDArray[np.float64]
 
@@ -111,9 +111,9 @@ def _observe(field: Field, schedule: Schedule, x: Any) -> list[_Observed]:
     """Run a schedule's formulas and note what becomes of every call of the refiner."""
     observer = _Observer(field)
     passed: Passed = ()
-    for index, (kind, t, s) in enumerate(schedule.steps):
+    for index, (step, t, s) in enumerate(schedule.formulas):
         observer.begin(index, passed)
-        x, passed = step_function(kind, schedule.reading)(observer, x, passed, t, s)
+        x, passed = step(observer, x, passed, t, s)
     return observer.calls
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from flowturbo_trt.bundle.manifest import BundleError, Engine, Manifest
 from flowturbo_trt.bundle.manifest_json import from_json, to_json
-from flowturbo_trt.sampling.schedule import Schedule
+from flowturbo_trt.sampling.schedule import Schedule, ScheduleError
+from flowturbo_trt.sampling.table import SolverTable
 from flowturbo_trt.sampling.trace import trace
 
 Data = dict[str, Any]
@@ -164,6 +165,22 @@ def test_file_that_is_not_listed(data: Data, kind: str, field: str) -> None:
 
 def test_default_schedule_without_program(data: Data) -> None:
     rejected(data | {"default_schedule": "H8"}, "default schedule", "H8")
+
+
+def test_tables(data: Data) -> None:
+    """They are given back, and schedules may name them."""
+    table = {"name": "ours", "times": [0, 0.25, 1], "weights": [[0.25], [-0.5, 1.25]], "refined": 0}
+    manifest = read(data | {"tables": [table]})
+    assert manifest.tables == (SolverTable("ours", (0, 0.25, 1), ((0.25,), (-0.5, 1.25))),)
+    assert from_json(to_json(manifest)) == manifest
+    assert manifest.schedule("table:ours").table == manifest.tables[0]
+    assert manifest.schedule() == Schedule.parse("E1")
+    with pytest.raises(ScheduleError, match=r"no such table here \(there are: ours\)"):
+        manifest.schedule("table:other")
+    assert read(data).tables == ()
+    rejected(data | {"tables": [table, table]}, "share a name", "ours")
+    rejected(data | {"tables": [table | {"times": [0, 1]}]}, "manifest.tables[0]", "2 steps and 2 times")
+    rejected(data | {"tables": [table | {"weights": [[1], ["a", 1]]}]}, "manifest.tables[0].weights[1][0]")
 
 
 def test_bad_program(data: Data) -> None:

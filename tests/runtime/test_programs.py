@@ -10,6 +10,8 @@ from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.runtime.programs import choose_variant, find_program
 from flowturbo_trt.runtime.request import RequestError
 from flowturbo_trt.sampling.schedule import Schedule, ScheduleError
+from flowturbo_trt.sampling.table import SolverTable
+from flowturbo_trt.sampling.trace import trace
 
 
 @pytest.fixture
@@ -44,6 +46,23 @@ def test_program_of_another_schedule(manifest: Manifest) -> None:
     program = find_program(manifest, "E3", "unguided")
     assert program.evaluations() == {("predictor", "unguided"): 3}
     assert find_program(manifest, "E3", "unguided") is program
+
+
+def test_program_of_a_table(manifest: Manifest) -> None:
+    """As text where the bundle has the table; as a schedule also another one of the same name."""
+    held = SolverTable("ours", (0, 0.25, 1), ((0.25,), (-0.5, 1.25)))
+    other = replace(held, weights=((0.25,), (-0.25, 1.0)))
+    with pytest.raises(ScheduleError, match="no such table here"):
+        find_program(manifest, "table:ours", "guided")
+    programs = {v: trace(Schedule.of_table(held), v) for v in ("guided", "unguided")}
+    richer = replace(manifest, tables=(held,), programs={**manifest.programs, "table:ours": programs})
+    for given in ("table:ours", Schedule.of_table(held)):
+        assert find_program(richer, given, "guided") is programs["guided"]
+    assert find_program(replace(manifest, tables=(held,)), "table:ours", "guided") == programs["guided"]
+    found = find_program(richer, Schedule.of_table(other), "guided")
+    assert found == trace(Schedule.of_table(other), "guided") != programs["guided"]
+    guided = find_program(richer, "table:ours:guided=0.2..1", "guided")
+    assert guided.evaluations() == {("predictor", "unguided"): 1, ("predictor", "guided"): 1}
 
 
 def test_program_of_a_guidance_interval(manifest: Manifest) -> None:
