@@ -1,6 +1,8 @@
 """The command group: commands are imported when called, so that each starts with what it needs."""
 
 import importlib
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -9,6 +11,7 @@ import flowturbo_trt
 COMMANDS = {
     "bench": "Measure a bundle's latency, also against torch.",
     "build": "Compile checkpoints into a bundle of engines.",
+    "calibrate": "Fit a bundle to a budget.",
     "diagnose": "Show how steady velocities are, and what a refiner is worth.",
     "doctor": "Say what this machine can build and run, and why not.",
     "encode": "Encode a folder of images into a latent cache to train on.",
@@ -26,38 +29,48 @@ EXTRAS = {
     "encode": "train",
     "evaluate": "evaluate",
     "diagnose": "evaluate",
+    "calibrate_solver": "evaluate",
 }
 
 
 class LazyGroup(click.Group):
-    """A group whose command NAME is `flowturbo_trt.commands.NAME:command`."""
+    """A group of commands by name and summary, each `flowturbo_trt.commands.MODULE:command`.
+
+    MODULE is the name behind `prefix`.
+    """
+
+    def __init__(self, *, summaries: Mapping[str, str], prefix: str = "", **settings: Any) -> None:
+        super().__init__(**settings)
+        self._summaries = summaries
+        self._prefix = prefix
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(self._summaries)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
+        if name not in self._summaries:
             return None
+        module = f"{self._prefix}{name}"
         try:
-            module = importlib.import_module(f"flowturbo_trt.commands.{name}")
+            imported = importlib.import_module(f"flowturbo_trt.commands.{module}")
         except ModuleNotFoundError as error:
-            extra = EXTRAS.get(name)
+            extra = EXTRAS.get(module)
             if extra is None or str(error.name).startswith("flowturbo_trt"):
                 raise
             raise click.ClickException(
-                f"`{name}` needs {error.name}, which the base install leaves out; "
+                f"`{module.replace('_', ' ')}` needs {error.name}, which the base install leaves out; "
                 f"pip install 'flowturbo_trt[{extra}]'"
             ) from error
-        command: click.Command = module.command
+        command: click.Command = imported.command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # The texts are kept here because asking the commands would import them all.
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl(list(self._summaries.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, summaries=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(flowturbo_trt.__version__)
 def cli() -> None:
     """From flow-matching checkpoints to compiled engines and images."""
