@@ -3,7 +3,8 @@
 import os
 from dataclasses import replace
 
-from flowturbo_trt.bundle.manifest import BundleError, Manifest, to_json
+from flowturbo_trt.bundle.manifest import BundleError, Manifest
+from flowturbo_trt.bundle.manifest_json import to_json
 from flowturbo_trt.bundle.store import MANIFEST, Bundle
 from flowturbo_trt.bundle.writing import sync, unwritable
 from flowturbo_trt.sampling.schedule import Schedule

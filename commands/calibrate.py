@@ -5,6 +5,7 @@ import click
 from flowturbo_trt.commands.group import LazyGroup
 
 COMMANDS = {
+    "precision": "Find out which layers may run in 8 bits, and prove it.",
     "solver": "Learn a solver table for a bundle's model.",
 }
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "Show what a bundle holds and check every file of it.",
     "sample": "Generate images from a bundle.",
     "train": "Train a velocity refiner for a predictor.",
+    "tune": "Search schedules that meet a budget.",
     "verify": "Hold a bundle's engines against its float32 graphs.",
 }
 # The extra that a command's imports come with; the others run with the base install.
@@ -29,7 +30,9 @@ EXTRAS = {
     "encode": "train",
     "evaluate": "evaluate",
     "diagnose": "evaluate",
-    "calibrate_solver": "evaluate",
+    "calibrate_precision": "calibrate",
+    "calibrate_solver": "calibrate",
+    "tune": "calibrate",
 }
 
 

@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"sampling"},
     "training": {"sampling", "bundle", "models", "export"},
     "export": CORE - {"export"},
-    "calibration": CORE,
+    "calibration": CORE | {"evaluation"},
     "generation": {"sampling", "bundle", "runtime"},
     "evaluation": CORE | {"generation"},
     "commands": CORE | {"training", "calibration", "generation", "evaluation"},
