@@ -28,7 +28,7 @@ def with_schedule(manifest: Manifest, schedule: Schedule, *, default: bool = Fal
     if missing := {e for program in programs.values() for e in program.evaluations()} - held:
         network, variant = min(missing)
         raise BundleError(
-            f"{text}: needs a {variant} {network}, which the bundle has not; rebuild it with one"
+            f"{text}: needs the {variant} {network}, which the bundle has not; rebuild it with one"
         )
     return replace(
         manifest,
@@ -36,6 +36,12 @@ def with_schedule(manifest: Manifest, schedule: Schedule, *, default: bool = Fal
         programs={**manifest.programs, text: programs},
         default_schedule=text if default else manifest.default_schedule,
     )
+
+
+def check_writable(bundle: Bundle) -> None:
+    """Make sure that a bundle's manifest can be exchanged, before long work for it; raises BundleError."""
+    if not os.access(bundle.path, os.W_OK):
+        raise BundleError(f"{bundle.path}: may not be written to; write to a file, or copy the bundle")
 
 
 def rewrite_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:

@@ -57,14 +57,19 @@ class FitOptions:
         if not self.learning_rate > 0 or not self.seconds > 0:
             raise CalibrationError("expected learning_rate > 0 and seconds > 0")
 
+    def check_trajectories(self, count: int) -> None:
+        """Make sure that so many trajectories fill a batch; raises CalibrationError."""
+        if self.batch > count:
+            raise CalibrationError(f"batch is {self.batch}, there are {count} trajectories to fit on")
+
 
 @dataclass(frozen=True)
 class Look:
-    """A look at the held-out rows: after so many steps, their mean squared relative error, and its root."""
+    """Relative errors after so many steps, root mean square: of held-out rows, of those just fitted on."""
 
     step: int
     error: float
-    trained_error: float
+    trained_error: float | None
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,7 @@ def fit_table(
 
     A pure function of its arguments but for `seconds`.
     """
-    if options.batch > len(train):
-        raise CalibrationError(f"batch is {options.batch}, there are {len(train)} trajectories to fit on")
+    options.check_trajectories(len(train))
     started = time.monotonic()
     sampler = _Sampler(networks, options)
     initial = {
@@ -114,7 +118,7 @@ def fit_table(
     }
     order = min(initial, key=lambda order: initial[order])
     learnable = LearnableTable.adams_bashforth(order, options)
-    best, looks = learnable.table(name), [Look(0, initial[order], math.nan)]
+    best, looks = learnable.table(name), [Look(0, initial[order], None)]
     optimizer = torch.optim.Adam(learnable.parameters(), lr=options.learning_rate, betas=(0.9, 0.95))
     errors: list[float] = []
     for step, rows in enumerate(_batches(len(train), options), start=1):
@@ -228,10 +232,10 @@ class _Field:
         if self._variant == "guided":
             self._bound["guidance"] = networks.tensor(request.guidance[rows])
 
-    def predict(self, x: Tensor, t: Tensor) -> Tensor:
+    def predict(self, x: Any, t: Any) -> Any:
         return self._call("predictor", x, t)
 
-    def refine(self, x: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    def refine(self, x: Any, v: Any, t: Any) -> Any:
         return self._call("refiner", x, t, velocity=v)
 
     def _call(self, network: str, x: Tensor, t: Tensor, **more: Tensor) -> Tensor:

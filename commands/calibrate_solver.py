@@ -9,16 +9,15 @@ from typing import Any
 import click
 import onnxruntime
 
-from flowturbo_trt.bundle.amend import rewrite_manifest, with_schedule
+from flowturbo_trt.bundle.amend import check_writable, rewrite_manifest, with_schedule
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.calibration.endpoints import Endpoints, endpoint_errors, find_endpoints, make_rows
-from flowturbo_trt.calibration.solver_table import Fit, FitOptions, fit_table
+from flowturbo_trt.calibration.solver import Solver, SolverOptions, calibrate_solver
+from flowturbo_trt.calibration.solver_table import FitOptions
 from flowturbo_trt.commands.common import JSON_VERSION, Console, make_command
 from flowturbo_trt.commands.files import check_outputs
 from flowturbo_trt.commands.running import running_options
 from flowturbo_trt.evaluation.torch_reference import TorchOptions, load_torch_networks
 from flowturbo_trt.runtime.pipeline import Pipeline
-from flowturbo_trt.sampling.schedule import Schedule
 
 NAME = "calibrate solver"
 
@@ -39,26 +38,30 @@ NAME = "calibrate solver"
     show_default=True,
     help="Further steps, each an evaluation of the refiner.",
 )
-@click.option("--name", help="Of the table, for schedules `table:NAME`. Default: lmsN, lmsNrM.")
+@click.option("--name", default="", help="Of the table, for schedules `table:NAME`. Default: lmsN, lmsNrM.")
 @click.option(
     "--guidance", type=float, multiple=True, help="Scales to fit at, in turn. Default: the bundle's."
 )
+@click.option("--also-at", type=float, multiple=True, help="Scales to judge at that it is not fitted at.")
 @click.option(
     "--trajectories",
     type=click.IntRange(min=1),
-    default=256,
+    default=SolverOptions.trajectories,
     show_default=True,
     help="Noises to fit on.",
 )
 @click.option(
     "--held-out",
     type=click.IntRange(min=1),
-    default=64,
+    default=SolverOptions.held_out,
     show_default=True,
     help="Further noises, to judge by.",
 )
 @click.option(
-    "--reference", default="H50", show_default=True, help="Schedule whose ends are taken for the true ones."
+    "--reference",
+    default=SolverOptions.reference,
+    show_default=True,
+    help="Schedule whose ends are taken for the true ones.",
 )
 @click.option(
     "--beside",
@@ -82,22 +85,17 @@ NAME = "calibrate solver"
     is_flag=True,
     help="Keep one evaluation at a time for the gradient: less memory, a third slower.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of noises and of their order.")
+@click.option(
+    "--seed", type=int, default=SolverOptions.seed, show_default=True, help="Of noises and of their order."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file for table and figures.")
 @click.option("--save", is_flag=True, help="Write the table into the bundle.")
-@click.option("--default", "as_default", is_flag=True, help="And make it the bundle's default schedule.")
+@click.option("--default", "as_default", is_flag=True, help="As --save, and make it the default schedule.")
 @running_options
 def command(
     console: Console,
     path: Path,
-    name: str | None,
-    guidance: tuple[float, ...],
-    trajectories: int,
-    held_out: int,
-    reference: str,
-    beside: tuple[str, ...],
     minutes: float,
-    seed: int,
     out: Path | None,
     save: bool,
     as_default: bool,
@@ -113,49 +111,50 @@ def command(
     flowturbo_trt calibrate solver bundle --evaluations 7 --save
     flowturbo_trt sample bundle --schedule table:lms7 --labels 0-9 --out grid.png
     """
+    save = save or as_default
+    if out is None and not save:
+        raise click.UsageError("nothing would be kept; give --save, --default or --out")
     if out is not None:
         check_outputs([out], None)
     if not console.shows_tracebacks:
         # What ONNX Runtime would print is raised as an error as well. The process is ours to silence.
         onnxruntime.set_default_logger_severity(4)
-    options = FitOptions(seconds=60 * minutes, seed=seed, **given)
-    name = name or f"lms{options.evaluations}" + (f"r{options.refined}" if options.refined else "")
+    options = SolverOptions(**{name: given.pop(name) for name in list(given) if hasattr(SolverOptions, name)})
+    fitting = FitOptions(seconds=60 * minutes, seed=options.seed, **given)
     bundle = Bundle.open(path)
-    # What `table:NAME` would be is known beforehand, and so is what stands against it.
-    with contextlib.closing(
-        Pipeline.load(path, backend=backend, device=device, threads=threads, provider=provider)
-    ) as pipeline:
-        manifest = pipeline.manifest
-        judged = beside or (manifest.default_schedule, f"AB2x{options.evaluations}")
-        schedules = [manifest.schedule(text) for text in dict.fromkeys(judged)]
-        with console.progress() as progress:
-            sets: list[Endpoints] = []
-            for count in (trajectories, held_out):
-                request = make_rows(manifest, count, seed + sum(map(len, sets)), guidance)
-                sets.append(find_endpoints(pipeline, request, reference, progress))
-            networks = load_torch_networks(bundle, TorchOptions(device=device or "cpu", threads=threads))
-            fit = fit_table(networks, name, *sets, options, progress)
-        errors = {
-            str(schedule): float(endpoint_errors(pipeline, sets[1], schedule).mean())
-            for schedule in (Schedule.of_table(fit.table), *schedules)
-        }
-    document = {"command": NAME, "bundle": str(path), "reference": reference, **fit.describe()}
-    document |= {"endpoint_errors": errors, "trajectories": trajectories, "held_out": held_out}
+    if save:
+        check_writable(bundle)
+    with (
+        contextlib.closing(
+            Pipeline.load(path, backend=backend, device=device, threads=threads, provider=provider)
+        ) as pipeline,
+        console.progress() as progress,
+    ):
+        networks = load_torch_networks(bundle, TorchOptions(device=device or "cpu", threads=threads))
+        solver = calibrate_solver(pipeline, networks, options, fitting, progress)
+    document = {"command": NAME, "bundle": str(path), "reference": options.reference, **solver.describe()}
     if out is not None:
         text = json.dumps({"version": JSON_VERSION, **document}, indent=1, ensure_ascii=False)
         out.write_text(f"{text}\n", encoding="utf-8")
-    if save or as_default:
-        rewrite_manifest(bundle, with_schedule(manifest, Schedule.of_table(fit.table), default=as_default))
-    console.result(document, "\n".join(lines(fit, errors)))
+    if save:
+        rewrite_manifest(bundle, with_schedule(bundle.manifest, solver.schedule, default=as_default))
+    console.result(document, "\n".join(lines(solver)))
 
 
-def lines(fit: Fit, errors: dict[str, float]) -> list[str]:
-    """Lay the fit out for people."""
-    width = max(map(len, errors))
-    rows = [f"{text:<{width}}  {error:.4f}" for text, error in errors.items()]
-    steps = fit.looks[-1].step
-    return [
-        f"fitted in {steps} steps, {fit.seconds:.0f} s, from Adams–Bashforth of order {fit.order}",
+def lines(solver: Solver) -> list[str]:
+    """Lay the table's errors out for people."""
+    fit = solver.fit
+    found = [
+        f"{solver.schedule}: fitted in {fit.looks[-1].step} steps, {fit.seconds:.0f} s, "
+        f"from Adams–Bashforth of order {fit.order}",
         "distance from the true endpoint, relative, mean of held-out noises:",
-        *rows,
+        *_rows(solver.errors),
     ]
+    for scale, errors in solver.errors_at.items():
+        found += [f"at guidance {scale:g}, which it was not fitted at:", *_rows(errors)]
+    return found
+
+
+def _rows(errors: Any) -> list[str]:
+    width = max(map(len, errors))
+    return [f"  {text:<{width}}  {error:.4f}" for text, error in errors.items()]

@@ -104,11 +104,11 @@ def test_fit_starts_from_adams_bashforth(tiny: Fitting, order: int) -> None:
     assert fit.initial[fit.order] == min(fit.initial.values())
 
 
-def test_fit_is_better_on_other_noise(tiny: Fitting) -> None:
+def test_fit_is_better_on_other_noise(golden: Fitting) -> None:
     """By what it says, and by what the pipeline makes of the table."""
-    fit = tiny.fit(steps=60)
-    assert fit.error < 0.7 * min(fit.initial.values())
-    found = rms(endpoint_errors(tiny.pipeline, tiny.held_out, Schedule.of_table(fit.table)))
+    fit = golden.fit(steps=40, learning_rate=0.01)
+    assert fit.error < 0.5 * min(fit.initial.values())
+    found = rms(endpoint_errors(golden.pipeline, golden.held_out, Schedule.of_table(fit.table)))
     assert found == pytest.approx(fit.error, rel=1e-3)
     assert (fit.table.times[0], fit.table.times[-1]) == (0, 1)
     assert fit.describe()["table"]["name"] == "ours"

@@ -13,9 +13,14 @@ import pytest
 from click.testing import Result
 
 import flowturbo_trt
+from flowturbo_trt.commands import calibrate
 from flowturbo_trt.commands.group import COMMANDS
 
 Run = Callable[..., Result]
+# Every command, with a group's own in its place.
+SUMMARIES = {name: summary for name, summary in COMMANDS.items() if name != "calibrate"} | {
+    f"calibrate {name}": summary for name, summary in calibrate.COMMANDS.items()
+}
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "onnxruntime", "numpy", "onnx", "diffusers", "PIL")
 PROBE = """
@@ -61,19 +66,26 @@ def test_group_help(run: Run) -> None:
         assert summary in text
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+def test_calibrate_help(run: Run) -> None:
+    text = run("calibrate", "--help").stdout
+    for name, summary in calibrate.COMMANDS.items():
+        assert name in text
+        assert summary in text
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
 def test_command_help(run: Run, name: str) -> None:
     """With an example, and the options that all commands have."""
-    text = run(name, "--help").stdout
+    text = run(*name.split(), "--help").stdout
     assert f"Usage: flowturbo_trt {name}" in text
     for option in ("--json", "--verbose", "--quiet", "--config-file", "--help"):
         assert option in text
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", SUMMARIES)
 def test_every_option_is_explained(name: str) -> None:
-    command = importlib.import_module(f"flowturbo_trt.commands.{name}").command
-    assert command.short_help == COMMANDS[name]
+    command = importlib.import_module(f"flowturbo_trt.commands.{name.replace(' ', '_')}").command
+    assert command.short_help == SUMMARIES[name]
     for parameter in command.params:
         assert parameter.param_type_name == "argument" or parameter.help, parameter.name
 
@@ -100,6 +112,10 @@ def test_version(run: Run) -> None:
         ["build", "out", "--predictor", "p.pt", "--decoder", "none", "--batch", "many"],
         ["train", "--predictor", "p.pt"],
         ["train", "--unknown"],
+        ["calibrate", "everything"],
+        ["calibrate", "solver"],
+        ["calibrate", "solver", "bundle"],
+        ["calibrate", "solver", "bundle", "--save", "--evaluations", "0"],
     ],
     ids=" ".join,
 )
@@ -110,16 +126,18 @@ def test_wrong_usage(run: Run, words: list[str]) -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(("name", "extra"), [("build", "export"), ("train", "train")])
+@pytest.mark.parametrize(
+    ("name", "extra"), [("build", "export"), ("train", "train"), ("calibrate solver", "calibrate")]
+)
 def test_missing_extra(run: Run, monkeypatch: pytest.MonkeyPatch, name: str, extra: str) -> None:
     found = importlib.import_module
 
     def import_module(module: str, *arguments: Any) -> ModuleType:
-        if module == f"flowturbo_trt.commands.{name}":
+        if module == f"flowturbo_trt.commands.{name.replace(' ', '_')}":
             raise ModuleNotFoundError("No module named 'torch'", name="torch")
         return found(module, *arguments)
 
     monkeypatch.setattr("importlib.import_module", import_module)
-    line = run(name, "--help", status=1).stderr
+    line = run(*name.split(), "--help", status=1).stderr
     assert f"`{name}` needs torch" in line
     assert f"pip install 'flowturbo_trt[{extra}]'" in line
