@@ -31,7 +31,7 @@ def from_json(text: str) -> Manifest:
             f"manifest: format version {version}, this reader knows up to {FORMAT_VERSION}; "
             "upgrade flowturbo_trt or rebuild the bundle"
         )
-    manifest: Manifest = _read(Manifest, data, "manifest")
+    manifest: Manifest = read_value(Manifest, data, "manifest")
     return manifest
 
 
@@ -47,8 +47,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _read(expected: Any, data: Any, where: str) -> Any:
-    """Build a value of the expected type from JSON data; `where` names the place in errors."""
+def read_value(expected: Any, data: Any, where: str) -> Any:
+    """Build a value of the expected type from JSON data; `where` names the place in errors (BundleError)."""
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if expected is Any:
         return data
@@ -74,10 +74,10 @@ def _read(expected: Any, data: Any, where: str) -> Any:
         items = _typed(list, data, where)
         if arguments[-1] is not Ellipsis and len(items) != len(arguments):
             raise BundleError(f"{where} has {len(items)} items, expected {len(arguments)}")
-        return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
+        return tuple(read_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
     if origin is dict:
         items = _typed(dict, data, where).items()
-        return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in items}
+        return {key: read_value(arguments[1], item, f"{where}.{key}") for key, item in items}
     if expected is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
     return _typed(expected, data, where)
@@ -89,7 +89,7 @@ def _read_dataclass(expected: Any, data: dict[str, Any], where: str) -> Any:
     if missing := [name for name in required if name not in data]:
         raise BundleError(f"{where}: {missing[0]!r} is missing")
     given = {name: hint for name, hint in hints.items() if name in data}
-    return expected(**{name: _read(hint, data[name], f"{where}.{name}") for name, hint in given.items()})
+    return expected(**{name: read_value(hint, data[name], f"{where}.{name}") for name, hint in given.items()})
 
 
 def _is_required(field: "dataclasses.Field[Any]") -> bool:
@@ -102,7 +102,7 @@ def _read_union(options: tuple[Any, ...], data: Any, where: str) -> Any:
         return None
     options = tuple(option for option in options if option is not type(None))
     if len(options) == 1:
-        return _read(options[0], data, where)
+        return read_value(options[0], data, where)
     match = next((o for o in options if isinstance(data, o) and not isinstance(data, bool)), None)
     if match is None:
         raise BundleError(f"{where} is {data!r}, expected {' or '.join(o.__name__ for o in options)}")

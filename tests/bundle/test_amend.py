@@ -50,7 +50,9 @@ def test_table_that_is_there_already(golden_bundle: Path) -> None:
 def test_network_that_is_not_there(tiny_bundle: Path) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
     without = replace(manifest, engines=tuple(e for e in manifest.engines if e.network != "refiner"))
-    with pytest.raises(BundleError, match="table:refined: needs the guided refiner, which the bundle has not"):
+    with pytest.raises(
+        BundleError, match="table:refined: needs the guided refiner, which the bundle has not"
+    ):
         with_schedule(without, Schedule.of_table(REFINED))
 
 
