@@ -7,11 +7,12 @@ from typing import Any
 import click
 
 from flowturbo_trt.bundle.store import Bundle
+from flowturbo_trt.bundle.table_file import load_table
 from flowturbo_trt.commands.common import Console, make_command
 from flowturbo_trt.commands.inspect import summary
 from flowturbo_trt.export.build import build
 from flowturbo_trt.export.compile import COMPILERS
-from flowturbo_trt.export.options import CONDITIONING, BuildOptions
+from flowturbo_trt.export.options import CONDITIONING, KNOWN, BuildOptions
 from flowturbo_trt.models.catalogue import resolve
 from flowturbo_trt.runtime.backend import BACKENDS, DEFAULT_BACKEND
 
@@ -44,7 +45,15 @@ from flowturbo_trt.runtime.backend import BACKENDS, DEFAULT_BACKEND
     show_default=True,
     help=f"What to compile for: {', '.join(COMPILERS)}.",
 )
-@click.option("--precision", "precisions", multiple=True, help="fp32, fp16 or bf16; or BACKEND=PRECISION.")
+@click.option("--precision", "precisions", multiple=True, help=f"{', '.join(KNOWN)}; or BACKEND=PRECISION.")
+@click.option(
+    "--recipe",
+    "recipes",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="What is in 8 bits where the precision is int8 or fp8 (see `calibrate precision`).",
+)
+@click.option("--force", is_flag=True, help="Take a recipe whose gate did not hold; the manifest says so.")
 @click.option(
     "--variant",
     "variants",
@@ -54,6 +63,13 @@ from flowturbo_trt.runtime.backend import BACKENDS, DEFAULT_BACKEND
     help="guided, or unguided: half the work where guidance is 1.",
 )
 @click.option("--schedule", "schedules", multiple=True, help="Schedules to record; the first is the default.")
+@click.option(
+    "--table",
+    "tables",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Solver table, from `calibrate solver --out`; comes with its schedule, table:NAME.",
+)
 @click.option(
     "--target", "targets", multiple=True, help="GPU compute capability, e.g. 8.9. Default: portable."
 )
@@ -82,6 +98,7 @@ def command(
     decoder: str,
     config: Path | None,
     model: str | None,
+    tables: tuple[Path, ...],
     download: bool,
     **others: object,
 ) -> None:
@@ -94,7 +111,8 @@ def command(
     names = {"predictor": predictor, "refiner": refiner, "decoder": None if decoder == "none" else decoder}
     given = {role: Path(name) for role, name in names.items() if name}
     # Made, and so checked, before anything is fetched.
-    options = BuildOptions(**given, config=config, model=model, **others)  # type: ignore[arg-type]
+    loaded = tuple(map(load_table, tables))
+    options = BuildOptions(**given, config=config, model=model, tables=loaded, **others)  # type: ignore[arg-type]
     with console.progress() as progress:
         found: dict[str, Any] = {
             role: resolve(name, download, progress) for role, name in names.items() if name

@@ -1,6 +1,7 @@
 """`flowturbo_trt inspect`."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -92,7 +93,15 @@ def _model(manifest: Manifest) -> list[str]:
         f"shapes     latents {C}×{H}×{W}, {image}",
         f"guidance   {guided} channels, default scale {model.guidance.default:g}",
         *(f"{'from' if i == 0 else '':10} {source}" for i, source in enumerate(sources)),
+        *(f"recipe     {text}" for text in _recipes(manifest)),
     ]
+
+
+def _recipes(manifest: Manifest) -> Iterator[str]:
+    # Bundles of before there were recipes say nothing of them.
+    for recipe in manifest.options.get("recipes", ()):
+        verdict = "passed its gate" if recipe["passed"] else "DID NOT PASS its gate, built with --force"
+        yield f"{recipe['kind']} {recipe['file']} ({recipe['sha256'][:12]}): {verdict}"
 
 
 def _schedules(manifest: Manifest) -> list[str]:

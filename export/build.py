@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from flowturbo_trt.bundle.environment import versions
@@ -17,17 +17,27 @@ from flowturbo_trt.bundle.manifest import (
     Model,
 )
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.export.compile import GPU_BACKENDS, Compiler, EngineRequest, is_as_is, load_compiler
+from flowturbo_trt.export.compile import (
+    COMPILERS,
+    GPU_BACKENDS,
+    QUANTIZED,
+    Compiler,
+    EngineRequest,
+    is_as_is,
+    load_compiler,
+)
 from flowturbo_trt.export.graphs import Exportable, export_one, exportables
 from flowturbo_trt.export.keys import engine_key, graph_key
 from flowturbo_trt.export.networks import CONDITIONER_ROWS, velocity_halves
 from flowturbo_trt.export.options import BuildError, BuildOptions
 from flowturbo_trt.export.preflight import build_need, check_need
 from flowturbo_trt.export.progress import BuildProgress, Progress
+from flowturbo_trt.export.recipes import Recipes, check_recipes, load_recipes
 from flowturbo_trt.export.sources import Sources, load_sources
 from flowturbo_trt.export.workspace import Workspace, open_workspace
 from flowturbo_trt.sampling.program import Program
 from flowturbo_trt.sampling.schedule import Schedule
+from flowturbo_trt.sampling.table import SolverTable
 from flowturbo_trt.sampling.trace import trace
 
 LICENCE = "The weights keep the licence of their source checkpoints."
@@ -47,11 +57,13 @@ def build(
     options, the checkpoints or the place, later when a network cannot be exported or compiled.
     """
     compilers = {backend: load_compiler(backend, options.targets) for backend in options.backends}
+    recipes = load_recipes(options, say)
     with open_workspace(out, say) as work:
         progress("reading the checkpoints", 0, 1)
         sources = load_sources(options)
         programs = trace_programs(options, sources)
         items = list(exportables(sources, options.variants, options.conditioning))
+        check_recipes(recipes, items, sources.provenance)
         track = BuildProgress(progress, {item.network: item.weight_bytes for item in items})
         if options.preflight:
             # Graphs that are finished lie on the disk already.
@@ -66,11 +78,11 @@ def build(
             engine
             for backend, compiler in compilers.items()
             for graph in graphs
-            for engine in compile_engines(graph, backend, compiler, options, work, track)
+            for engine in compile_engines(graph, backend, compiler, options, recipes, work, track)
         ]
         track.end("writing the manifest")
         kept = [] if options.strip else graphs
-        work.publish(describe(options, model, provenance, programs, kept, engines, work))
+        work.publish(describe(options, recipes, model, provenance, programs, kept, engines, work))
     return Bundle.open(out)
 
 
@@ -78,15 +90,24 @@ def check_resources(
     options: BuildOptions, weight_bytes: Mapping[str, int], finished_bytes: int, out: Path
 ) -> None:
     """Raise ResourceError where memory or disk will not do for what is not finished yet."""
-    precisions = {backend: options.precision_of(backend) for backend in options.backends}
+    precisions = {backend: _costliest(backend, options.precision_of(backend)) for backend in options.backends}
     need = build_need(weight_bytes, options.backends, precisions, len(options.variants))
     check_need(replace(need, disk_bytes=max(0, need.disk_bytes - finished_bytes)), out)
+
+
+def _costliest(backend: str, precision: str) -> str:
+    """Return the precision that the most bytes of what is compiled may have: not all is quantised."""
+    base = COMPILERS[backend].precision
+    return base if precision in QUANTIZED and not is_as_is(backend, base) else precision
 
 
 def trace_programs(options: BuildOptions, sources: Sources) -> dict[str, dict[str, Program]]:
     """Lower every schedule for every variant; one may not need a network that is not there."""
     default = ("H1P5R3",) if sources.refiner else ("H8",)
-    schedules = [Schedule.parse(text) for text in options.schedules or sources.schedules or default]
+    texts = options.schedules or sources.schedules or default
+    schedules = [Schedule.parse(text, options.tables) for text in texts]
+    named = {schedule.table for schedule in schedules}
+    schedules += [Schedule.of_table(table) for table in options.tables if table not in named]
     for schedule in schedules:
         options.check_guidance(schedule)
         if schedule.evaluations()["refiner"] and sources.refiner is None:
@@ -109,11 +130,18 @@ def compile_engines(
     backend: str,
     compiler: Compiler,
     options: BuildOptions,
+    recipes: Recipes,
     work: Workspace,
     track: BuildProgress,
 ) -> list[Engine]:
-    """Compile one graph for one backend: an engine for all batch sizes, or one for each."""
+    """Compile one graph for one backend: an engine for all batch sizes, or one for each.
+
+    A network that a recipe does not name has the backend's default precision.
+    """
     precision = options.precision_of(backend)
+    quantization = recipes.quantization(backend, precision, graph.name)
+    if precision in QUANTIZED and quantization is None:
+        precision = COMPILERS[backend].precision
     batches = (CONDITIONER_ROWS,) if graph.is_conditioner else options.batches
     separate = options.separate_plans and backend in GPU_BACKENDS and not graph.is_conditioner
     parts = [(batch,) for batch in batches] if separate else [batches]
@@ -129,6 +157,7 @@ def compile_engines(
             precision,
             part,
             separate,
+            quantization,
         )
         engines.append(compile_engine(request, graph, backend, compiler, work))
     return engines
@@ -162,6 +191,7 @@ def compile_engine(
 
 def describe(
     options: BuildOptions,
+    recipes: Recipes,
     model: Model,
     provenance: dict[str, dict[str, str]],
     programs: dict[str, dict[str, Program]],
@@ -183,9 +213,11 @@ def describe(
         engines=tuple(engines),
         files={file: work.files[file] for file in needed},
         sources=provenance,
-        options={name: _plain(value) for name, value in asdict(options).items()},
+        options={field.name: _plain(getattr(options, field.name)) for field in fields(options)}
+        | {"recipes": recipes.describe()},
         environment=versions() | {"platform": platform.platform()},
         licence=LICENCE,
+        tables=options.tables,
     )
 
 
@@ -210,4 +242,7 @@ def _plain(value: object) -> object:
     # Only the file's name: where it lay on the machine that built is nobody's business.
     if isinstance(value, Path):
         return value.name
-    return list(value) if isinstance(value, tuple) else value
+    # The manifest has tables themselves.
+    if isinstance(value, SolverTable):
+        return value.name
+    return list(map(_plain, value)) if isinstance(value, tuple) else value

@@ -1,28 +1,36 @@
 """Engines: a float32 graph compiled for one backend, in its precision, at fixed batch sizes."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowturbo_trt.bundle.manifest import Tensor
 from flowturbo_trt.sampling.errors import FlowTurboError
 
+if TYPE_CHECKING:
+    # For what takes part in building alone: its packages are not where bundles are only verified.
+    from flowturbo_trt.export.quantization import QuantizedLinear
+
 PRECISIONS = ("fp32", "fp16", "bf16")
+# Those that take a recipe, which says what of a network is in 8 bits.
+QUANTIZED = ("int8", "fp8")
 
 
 @dataclass(frozen=True)
 class CompilerRow:
     """What opens a backend's compiler, as "module:function" (targets), and what it can be asked for.
 
-    `precision` is its default, `precisions` those it has. In those it takes `as_is` the backend loads
-    the float32 graph itself, and there is nothing to compile. `for_gpu`: engines are plans for a GPU.
+    `precision` is its default, and of what is not quantised in a network that is; `precisions` are those
+    it has. In those it takes `as_is` the backend loads the float32 graph itself, and there is nothing to
+    compile. `for_gpu`: engines are plans for a GPU.
     The module is imported when asked for, so that no compiler needs another's packages.
     """
 
     opener: str
     precision: str
-    precisions: tuple[str, ...] = PRECISIONS
+    precisions: tuple[str, ...] = (*PRECISIONS, *QUANTIZED)
     as_is: tuple[str, ...] = ()
     for_gpu: bool = False
 
@@ -36,7 +44,7 @@ COMPILERS = {
     "openvino": CompilerRow(
         f"{_EXPORT}.compile_openvino:open_compiler",
         "fp32",
-        precisions=("fp32", "bf16"),
+        precisions=("fp32", "bf16", "int8"),
         as_is=("fp32", "bf16"),
     ),
 }
@@ -48,8 +56,19 @@ class CompileError(FlowTurboError):
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """Which linear layers of a network are in 8 bits, and the precision of all else."""
+
+    layers: "Mapping[str, QuantizedLinear]"
+    base: str
+
+
+@dataclass(frozen=True)
 class EngineRequest:
-    """What to compile: `graph` is the float32 ONNX file with inputs and outputs as described."""
+    """What to compile: `graph` is the float32 ONNX file with inputs and outputs as described.
+
+    A `precision` of QUANTIZED comes with its `quantization`, no other does.
+    """
 
     network: str
     variant: str | None
@@ -59,6 +78,12 @@ class EngineRequest:
     precision: str
     batches: tuple[int, ...]
     separate: bool = False
+    quantization: Quantization | None = None
+
+    @property
+    def base(self) -> str:
+        """The precision of what is not quantised."""
+        return self.precision if self.quantization is None else self.quantization.base
 
     @property
     def name(self) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 import onnxruntime
 
 from flowturbo_trt.export.compile import CompileError, Compiler, EngineRequest
-from flowturbo_trt.export.onnx_graph import load_graph, save_graph
-from flowturbo_trt.export.precision import lower_precision
+from flowturbo_trt.export.onnx_graph import save_graph
+from flowturbo_trt.export.precision import engine_graph
 
 
 def open_compiler(targets: tuple[str, ...]) -> Compiler:
@@ -20,7 +20,7 @@ def open_compiler(targets: tuple[str, ...]) -> Compiler:
 
 def compile_engine(request: EngineRequest, folder: Path) -> tuple[Path, ...]:
     """Write the graph in the request's precision."""
-    model = lower_precision(load_graph(request.graph), request.precision)
+    model = engine_graph(request)
     files = save_graph(model, folder / f"{request.name}.onnx")
     # What it holds is compared by `verify`; that it can be loaded at all is known here already.
     del model

@@ -1,12 +1,14 @@
-"""Engines for OpenVINO: the float32 graph itself, whatever the precision.
+"""Engines for OpenVINO: the float32 graph itself, or with Q/DQ what a recipe quantises of it.
 
-OpenVINO lowers a network when it loads it, so that nothing is left to compile here.
+OpenVINO lowers a network when it loads it, so that in other precisions nothing is left to compile here.
 """
 
 from importlib import import_module
 from pathlib import Path
 
 from flowturbo_trt.export.compile import COMPILERS, CompileError, Compiler, EngineRequest
+from flowturbo_trt.export.onnx_graph import save_graph
+from flowturbo_trt.export.precision import engine_graph
 
 NAME = "openvino"
 
@@ -19,12 +21,15 @@ def open_compiler(targets: tuple[str, ...]) -> Compiler:
         raise CompileError(
             f"backend {NAME} is not installed ({error}); pip install 'flowturbo_trt[{NAME}]'"
         ) from error
-    return Compiler(f"{NAME} {version.partition('-')[0]}", refuse)
+    return Compiler(f"{NAME} {version.partition('-')[0]}", compile_engine)
 
 
-def refuse(request: EngineRequest, folder: Path) -> tuple[Path, ...]:
-    """Refuse a precision that OpenVINO does not have on the CPU: of those it has nothing is compiled."""
-    raise CompileError(
-        f"{NAME}, {request.name}: OpenVINO has no {request.precision} arithmetic on the CPU; use "
-        f"--precision {NAME}={' or '.join(COMPILERS[NAME].precisions)}"
-    )
+def compile_engine(request: EngineRequest, folder: Path) -> tuple[Path, ...]:
+    """Write a quantised graph; refuses precisions that OpenVINO does not have on the CPU."""
+    row = COMPILERS[NAME]
+    if request.precision not in row.precisions or request.base not in row.as_is:
+        raise CompileError(
+            f"{NAME}, {request.name}: OpenVINO has no {request.precision} arithmetic on the CPU; use "
+            f"--precision {NAME}={' or '.join(row.precisions)}"
+        )
+    return tuple(save_graph(engine_graph(request), folder / f"{request.name}.onnx"))

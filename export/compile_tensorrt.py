@@ -13,8 +13,8 @@ from typing import Any
 
 from flowturbo_trt.bundle.gpus import GpuError, gpus
 from flowturbo_trt.export.compile import CompileError, Compiler, EngineRequest
-from flowturbo_trt.export.onnx_graph import load_graph, save_graph
-from flowturbo_trt.export.precision import lower_precision
+from flowturbo_trt.export.onnx_graph import save_graph
+from flowturbo_trt.export.precision import engine_graph
 from flowturbo_trt.runtime.tensorrt_log import collector
 
 
@@ -74,7 +74,7 @@ def compile_plan(
         config = builder.create_builder_config()
         for batch in request.batches:
             config.add_optimization_profile(_profile(builder, request, batch))
-        _set_flags(trt, config, request.precision)
+        _set_flags(trt, config, request.base)
         _set_targets(trt, config, targets, backend)
         plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -86,8 +86,7 @@ def compile_plan(
 
 def _lowered(request: EngineRequest, folder: Path) -> Path:
     """Write the graph in the request's precision; its weights leave this process's memory with the model."""
-    model = lower_precision(load_graph(request.graph), request.precision)
-    return save_graph(model, folder / "network.onnx")[0]
+    return save_graph(engine_graph(request), folder / "network.onnx")[0]
 
 
 def _set_flags(trt: ModuleType, config: Any, precision: str) -> None:

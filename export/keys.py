@@ -48,7 +48,12 @@ def engine_key(request: EngineRequest, graph: dict[str, FileRecord], backend: st
         "exporter": f"onnx-ir {found['onnx-ir']}",
         "flowturbo_trt": f"{found['flowturbo_trt']} {code_hash()[:12]}",
     }
-    return key | {"batches": ",".join(map(str, request.batches))} if compiler.fixes_batches else key
+    if request.quantization is not None:
+        layers = {name: asdict(layer) for name, layer in request.quantization.layers.items()}
+        key |= {"base": request.base, "recipe": digest(layers)}
+    if compiler.fixes_batches:
+        key |= {"batches": ",".join(map(str, request.batches))}
+    return key
 
 
 def difference(old: Key, new: Key) -> str:

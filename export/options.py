@@ -7,14 +7,19 @@ from flowturbo_trt.export.compile import (
     COMPILERS,
     GPU_BACKENDS,
     PRECISIONS,
+    QUANTIZED,
     CompileError,
 )
 from flowturbo_trt.export.precision import PrecisionError
 from flowturbo_trt.sampling.errors import FlowTurboError
 from flowturbo_trt.sampling.program import VARIANTS
 from flowturbo_trt.sampling.schedule import Schedule
+from flowturbo_trt.sampling.table import SolverTable
 
 CONDITIONING = ("hoisted", "fused")
+KNOWN = (*PRECISIONS, *QUANTIZED)
+# The compute capability without its point.
+FIRST_WITH_FP8 = 89
 
 
 class BuildError(FlowTurboError):
@@ -26,12 +31,14 @@ class BuildOptions:
     """Everything `build` can be told; the CLI reads its defaults here.
 
     `precisions` are `PRECISION` for all backends or `BACKEND=PRECISION`; `schedules` default to the
-    configuration's, else H1P5R3 with a refiner and H8 without, the first being the bundle's default;
-    `targets` are GPU compute capabilities (`8.9`), none for portable engines. `separate_plans` makes a
-    TensorRT plan for each batch size instead of one for all; `strip` leaves out the float32 graphs that
-    no engine needs; `preflight` refuses what the machine has too little memory or disk for.
-    `conditioning` is hoisted (what depends on time and label alone is a network of its own, evaluated
-    once per request for all steps) or fused (part of every evaluation).
+    configuration's, else H1P5R3 with a refiner and H8 without, the first being the bundle's default, and
+    `tables` come with schedules of their own;
+    `targets` are GPU compute capabilities (`8.9`), none for portable engines. `recipes` say what int8 and
+    fp8 engines have in 8 bits, one for each of the two; `force` takes one whose gate did not hold.
+    `separate_plans` makes a TensorRT plan for each batch size instead of one for all; `strip` leaves out
+    the float32 graphs that no engine needs; `preflight` refuses what the machine has too little memory or
+    disk for. `conditioning` is hoisted (what depends on time and label alone is a network of its own,
+    evaluated once per request for all steps) or fused (part of every evaluation).
     """
 
     predictor: Path
@@ -44,7 +51,10 @@ class BuildOptions:
     precisions: tuple[str, ...] = ()
     variants: tuple[str, ...] = ("guided",)
     schedules: tuple[str, ...] = ()
+    tables: tuple[SolverTable, ...] = ()
     targets: tuple[str, ...] = ()
+    recipes: tuple[Path, ...] = ()
+    force: bool = False
     conditioning: str = "hoisted"
     separate_plans: bool = False
     strip: bool = False
@@ -66,12 +76,17 @@ class BuildOptions:
                 raise BuildError(f"unknown variant {variant!r}; known are {', '.join(VARIANTS)}")
         if self.conditioning not in CONDITIONING:
             raise BuildError(f"conditioning {self.conditioning!r}, expected {' or '.join(CONDITIONING)}")
+        if len({table.name for table in self.tables}) < len(self.tables):
+            raise BuildError("two tables have one name; give each its own when calibrating")
         for text in self.schedules:
-            self.check_guidance(Schedule.parse(text))
+            self.check_guidance(Schedule.parse(text, self.tables))
         if self.targets and "tensorrt-rtx" not in self.backends:
             raise BuildError(
                 f"target {self.targets[0]} is for GPU engines; add --backend tensorrt-rtx or leave it out"
             )
+        self._check_fp8_targets()
+        if self.force and not self.recipes:
+            raise BuildError("--force is for recipes whose gate did not hold; add --recipe or leave it out")
         if self.separate_plans and not set(GPU_BACKENDS) & set(self.backends):
             raise BuildError("--separate-plans is for TensorRT; add --backend tensorrt-rtx or leave it out")
 
@@ -82,13 +97,24 @@ class BuildOptions:
                 f"schedule {schedule} is guided some of the time; add --variant guided --variant unguided"
             )
 
+    def _check_fp8_targets(self) -> None:
+        if not self.targets or self.precision_of("tensorrt-rtx") != "fp8":
+            return
+        for target in self.targets:
+            digits = target.lower().removeprefix("sm").replace(".", "")
+            if digits.isdigit() and int(digits) < FIRST_WITH_FP8:
+                raise PrecisionError(
+                    f"target {target} has no fp8 arithmetic, which begins with 8.9; leave it out, or use "
+                    "--precision tensorrt-rtx=int8"
+                )
+
     def precision_of(self, backend: str) -> str:
         """Return a backend's precision: its own, else the one given for all, else its default."""
         chosen = COMPILERS[backend].precision
         for text in sorted(self.precisions, key=lambda text: "=" in text):
             owner, _, precision = text.rpartition("=")
-            if precision not in PRECISIONS:
-                raise PrecisionError(f"unknown precision {precision!r}; known are {', '.join(PRECISIONS)}")
+            if precision not in KNOWN:
+                raise PrecisionError(f"unknown precision {precision!r}; known are {', '.join(KNOWN)}")
             if owner and owner not in self.backends:
                 raise PrecisionError(
                     f"--precision {text}: backend {owner!r} is not built; add --backend {owner}"

@@ -5,6 +5,9 @@ between them (bias, GELU, SiLU, reshapes). What needs range or resolution stays 
 outputs, the residual stream, layer normalisation and softmax, everything computed from the time
 alone, and what follows the last product (guidance, the conversion to uint8). Group normalisation
 runs in half precision on float32 statistics (its `stash_type`).
+
+Of a quantised graph (export/quantization.py) Q reads its input in whatever precision that is computed,
+and DQ gives what its product computes in: a scale's type says which.
 """
 
 from collections.abc import Iterable
@@ -12,12 +15,14 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
-from flowturbo_trt.export.compile import PRECISIONS
+from flowturbo_trt.export.compile import PRECISIONS, EngineRequest
+from flowturbo_trt.export.onnx_graph import load_graph
+from flowturbo_trt.export.quantization import quantize
 from flowturbo_trt.sampling.errors import FlowTurboError
 
 _DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _PRODUCTS = {"MatMul", "Gemm", "Conv", "Attention"}
-_ELEMENTWISE = {"Add", "Sub", "Mul", "Gelu", "Sigmoid", "Tanh", "GroupNormalization"}
+_ELEMENTWISE = {"Add", "Sub", "Mul", "Gelu", "Sigmoid", "Tanh", "GroupNormalization", "QuantizeLinear"}
 _LAYOUT = {
     "Reshape",
     "Transpose",
@@ -36,6 +41,14 @@ class PrecisionError(FlowTurboError):
     """A precision that does not exist or cannot be used here."""
 
 
+def engine_graph(request: EngineRequest) -> ir.Model:
+    """Return the graph of an engine in its precision."""
+    model = load_graph(request.graph)
+    if request.quantization is not None:
+        quantize(model, request.quantization.layers, request.precision)
+    return lower_precision(model, request.base)
+
+
 def lower_precision(model: ir.Model, precision: str) -> ir.Model:
     """Apply a policy of PRECISIONS to a float32 model, in place; inputs and outputs keep their types."""
     if precision not in PRECISIONS:
@@ -49,15 +62,14 @@ def lower_precision(model: ir.Model, precision: str) -> ir.Model:
 def _choose_nodes(graph: ir.Graph) -> set[ir.Node]:
     """Return the nodes to run in half precision."""
     low = {n for n in graph if n.op_type in _PRODUCTS} - _from_time_alone(graph)
+    low |= {n for n in graph if n.op_type == "DequantizeLinear" and _leads_to(n, low)}
     for node in graph:
         if node.op_type in _ELEMENTWISE | _LAYOUT and _feeds_on(node, low):
             low.add(node)
     # Backwards, so that a chain which leads to no product falls whole; only a bias keeps to its product.
     for node in reversed(list(graph)):
-        if node in low and node.op_type not in _PRODUCTS:
-            leads_on = any(user in low for output in node.outputs for user, _ in output.uses())
-            if not leads_on and not _is_bias(node):
-                low.discard(node)
+        if node.op_type not in _PRODUCTS and not _leads_to(node, low) and not _is_bias(node):
+            low.discard(node)
     return low
 
 
@@ -76,6 +88,10 @@ def _feeds_on(node: ir.Node, low: set[ir.Node]) -> bool:
     """Tell whether all float inputs are half precision results or constants, at least one a result."""
     computed = [v for _, v in _float_inputs(node) if not _is_constant(v)]
     return bool(computed) and all(v.producer() in low for v in computed)
+
+
+def _leads_to(node: ir.Node, low: set[ir.Node]) -> bool:
+    return any(user in low for output in node.outputs for user, _ in output.uses())
 
 
 def _is_bias(node: ir.Node) -> bool:

@@ -10,14 +10,14 @@ from flowturbo_trt.sampling.errors import FlowTurboError
 from flowturbo_trt.sampling.program import NETWORKS
 
 # Bytes of a weight by precision.
-WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 # Measured with SiT-XL/2, decoders of 256 and 512 pixels: of the process with its libraries alone.
 BASE_MEMORY = 600 * 10**6
 # Beside all checkpoints: what the exporter transposes of a network, and the session it is checked with,
 # or the activations of a large decoder.
 EXPORT_COPIES = 1.7
 # Beside the float32 graph, in the engine's precision: what is parsed, what is made of it, the finished plan.
-COMPILE_COPIES = {"tensorrt": 2.8, "tensorrt-rtx": 2.8, "onnxruntime": 1.2}
+COMPILE_COPIES = {"tensorrt": 2.8, "tensorrt-rtx": 2.8, "onnxruntime": 1.2, "openvino": 1.2}
 
 
 class ResourceError(FlowTurboError):

@@ -12,8 +12,9 @@ from flowturbo_trt.runtime.backend import BackendError, UnsupportedError
 from flowturbo_trt.runtime.host_backend import FileTensors, HostBackend, check_interface
 
 NAME = "openvino"
-# As OpenVINO calls them. Others it takes as well, and computes in bf16 or fp32 without a word.
-PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+# As OpenVINO calls them. Others it takes as well, and computes in bf16 or fp32 without a word. What is in
+# INT8 the graph says; this is for the rest of it.
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 class OpenVinoBackend(HostBackend):
@@ -94,7 +95,7 @@ def import_openvino() -> ModuleType:
 def precisions(core: Any) -> list[str]:
     """Return the precisions that this processor has: bf16 takes AVX-512 BF16 or AMX."""
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return [precision for precision in PRECISIONS if precision != "bf16" or "BF16" in able]
+    return [precision for precision in PRECISIONS if precision == "fp32" or precision.upper() in able]
 
 
 def settings(threads: int) -> dict[str, Any]:
@@ -116,9 +117,10 @@ def _precision(described: Engine, core: Any) -> str:
             f"--precision {NAME}={' or '.join(PRECISIONS)}"
         )
     if described.precision not in precisions(core):
+        units = " (AVX-512 BF16 or AMX)" if described.precision == "bf16" else ""
         raise UnsupportedError(
-            f"{described.name}: this processor has no {described.precision} arithmetic (AVX-512 BF16 or "
-            f"AMX); rebuild it with --precision {NAME}=fp32, or use another machine"
+            f"{described.name}: this processor has no {described.precision} arithmetic{units}; rebuild it "
+            f"with --precision {NAME}=fp32, or use another machine"
         )
     return PRECISIONS[described.precision]
 

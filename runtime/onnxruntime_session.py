@@ -18,6 +18,12 @@ _NAMES = {
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
 }
+_SETTINGS = {
+    # A product that was joined with its bias first is no longer found to be one of integers.
+    "int8": {"optimization.disable_specified_optimizers": "MatMulAddFusion"},
+    # Which it has no fp8 products for: it rounds as Q and DQ say, and computes in float32.
+    "fp8": {"session.disable_quant_qdq": "1"},
+}
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)": "uint8"}
 
 
@@ -55,7 +61,8 @@ def open_session(
     names = _NAMES[provider]
     providers = [(name, dict(options_by_provider.get(name, {}))) for name in names]
     try:
-        session = onnxruntime.InferenceSession(path, session_options(threads), providers=providers)
+        options = session_options(threads, engine.precision)
+        session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # its exceptions share no base class of their own
         raise _explain(engine, provider, str(error)) from error
     # ONNX Runtime falls back to the CPU with no more than a log line.
@@ -70,13 +77,15 @@ def open_session(
     return session
 
 
-def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Return the settings of every session, chosen by measurement (benchmarks/cpu_settings.py)."""
+def session_options(threads: int, precision: str = "fp32") -> onnxruntime.SessionOptions:
+    """Return the settings of an engine's session, chosen by measurement (benchmarks/cpu_settings.py)."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     # The sessions take turns: one that has finished must not keep a core busy waiting for its next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    for name, value in _SETTINGS.get(precision, {}).items():
+        options.add_session_config_entry(name, value)
     return options
 
 

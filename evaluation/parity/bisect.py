@@ -183,6 +183,8 @@ class _Tensors:
         self._model.graph.output.extend(ValueInfoProto(name=name) for name in names)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
+        # Of 8-bit engines all that Q and DQ say, no products fused from them: those have other tensors.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
         # Of a model given as bytes: where the weights that are not among them lie.
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(self._path.parent)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from flowturbo_trt.evaluation.metrics import relative_l2
+from flowturbo_trt.evaluation.parity.quantized_weights import QuantizedWeight, quantized_weights
 from flowturbo_trt.evaluation.parity.thresholds import Thresholds
 from flowturbo_trt.export.onnx_rewrites import PARAMETER_ENDS
 
@@ -27,13 +29,19 @@ def find_fault(engine: Path, graph: Path, limits: Thresholds) -> str | None:
 
 def _wrong_weight(found: ir.Model, expected: ir.Model, limits: Thresholds) -> str | None:
     weights = {_base_name(name): value for name, value in found.graph.initializers.items()}
+    quantized = quantized_weights(found.graph)
     for name, value in expected.graph.initializers.items():
         if not name.endswith(PARAMETER_ENDS) or value.const_value is None:
+            continue
+        right = value.const_value.numpy()
+        if name in quantized:
+            if fault := _wrong_rounding(name, quantized[name], right):
+                return fault
             continue
         other = weights.get(name)
         if other is None or other.const_value is None:
             return f"its weight {name} is missing"
-        array, right = other.const_value.numpy().astype(np.float32), value.const_value.numpy()
+        array = other.const_value.numpy().astype(np.float32)
         if array.shape != right.shape:
             return f"its weight {name} is {list(array.shape)}, {list(right.shape)} in the float32 graph"
         error = relative_l2(array, right) if right.any() else float(np.abs(array).max())
@@ -43,6 +51,14 @@ def _wrong_weight(found: ir.Model, expected: ir.Model, limits: Thresholds) -> st
                 f"its weight {name} is off by {error:.2g} (relative L2), rounding allows "
                 f"{limits.weight_relative_l2:.2g}"
             )
+    return None
+
+
+def _wrong_rounding(name: str, held: QuantizedWeight, right: NDArray[np.float32]) -> str | None:
+    if held.steps.shape != right.shape:
+        return f"its weight {name} is {list(held.steps.shape)}, {list(right.shape)} in the float32 graph"
+    if share := held.unexplained(right):
+        return f"its weight {name} is off in {share:.2g} of its values by more than rounding to {held.kind}"
     return None
 
 

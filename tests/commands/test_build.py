@@ -203,3 +203,20 @@ def test_inspect_reads_every_file(fails: Callable[..., str], tiny_copy: Path) ->
 def test_traceback_on_request(run: Run, here: Path) -> None:
     result = run("inspect", "nowhere", "-v", status=1)
     assert type(result.exception).__name__ == "BundleError"
+
+
+def test_recipe(run: Run, words: list[str], tiny_bundle: Path, here: Path) -> None:
+    """One that did not pass its gate, and both of what `build` and `inspect` say of it."""
+    from flowturbo_trt.tests.export.recipes import recipe_for, saved
+
+    saved(recipe_for(tiny_bundle), here / "r.json", passed=False)
+    options = ["--precision=onnxruntime=int8", "--recipe=r.json", "out"]
+    assert run(*words, *options, status=1).stderr.startswith("error: r.json: did not pass its gate")
+    assert not (here / "out").exists()
+    result = run(*words, *options, "--force")
+    assert "r.json: did not pass its gate, and is built nevertheless" in result.stderr
+    for text in (result.stdout, run("inspect", "out").stdout):
+        (line,) = (line for line in text.splitlines() if line.startswith("recipe"))
+        assert line.startswith("recipe     int8 r.json (")
+        assert line.endswith("): DID NOT PASS its gate, built with --force")
+    assert Bundle.open("out").manifest.engine("predictor", "guided", "onnxruntime").precision == "int8"

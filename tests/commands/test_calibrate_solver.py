@@ -9,6 +9,7 @@ import pytest
 from click.testing import Result
 
 from flowturbo_trt.bundle.store import Bundle
+from flowturbo_trt.export.options import BuildOptions
 from flowturbo_trt.sampling.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,6 +57,21 @@ def test_document(document: Callable[..., dict[str, Any]], tiny_copy: Path, here
     assert set(found["endpoint_errors_at"]) == {"1"}
     assert found["looks"][0]["trained_error"] is None
     assert Bundle.open(tiny_copy).manifest == manifest
+
+
+def test_table_goes_into_other_builds(
+    run: Run, tiny_copy: Path, tiny_options: BuildOptions, here: Path, instant_export: list[str]
+) -> None:
+    run("calibrate", "solver", tiny_copy, *COARSE, "--refined", 1, "--out", here / "table.json")
+    checkpoints = [
+        word
+        for role in ("predictor", "refiner", "decoder", "config")
+        for word in (f"--{role}", getattr(tiny_options, role))
+    ]
+    run("build", here / "other", *checkpoints, "--table", here / "table.json")
+    manifest = Bundle.open(here / "other").manifest
+    assert manifest.tables[0].name == "lms3r1"
+    assert "table:lms3r1" in manifest.programs
 
 
 def test_other_scales_in_words(run: Run, tiny_copy: Path, here: Path) -> None:

@@ -16,6 +16,7 @@ from flowturbo_trt.export.graphs import export_one, exportables
 from flowturbo_trt.export.options import BuildError, BuildOptions
 from flowturbo_trt.export.sources import load_sources
 from flowturbo_trt.sampling.schedule import Schedule
+from flowturbo_trt.sampling.table import SolverTable
 from flowturbo_trt.sampling.trace import trace
 from flowturbo_trt.tests.bundles import SCHEDULES
 
@@ -192,3 +193,25 @@ def test_refiner_schedule_of_the_configuration(
     with pytest.raises(BuildError, match="H1R1 has R steps"):
         build(options, tmp_path / "bundle")
     assert instant_export == []
+
+
+def test_tables_come_with_schedules(
+    tiny_options: BuildOptions, tmp_path: Path, instant_export: list[str]
+) -> None:
+    """Their own, after those asked for, unless they are among them; options name them alone."""
+    table = SolverTable("ours", (0, 0.4, 1), ((0.4,), (-0.2, 0.8)))
+    other = replace(table, name="refined", refined=1)
+    options = replace(tiny_options, schedules=("table:refined", "H2"), tables=(table, other))
+    manifest = build(options, tmp_path / "bundle").manifest
+    assert manifest.default_schedule == "table:refined"
+    assert list(manifest.programs) == ["table:refined", "H2", "table:ours"]
+    assert manifest.tables == (table, other)
+    assert manifest.options["tables"] == ["ours", "refined"]
+    programs = manifest.programs["table:ours"]
+    assert programs == {variant: trace(Schedule.of_table(table), variant) for variant in options.variants}
+
+
+def test_refined_table_without_a_refiner(tiny_options: BuildOptions, tmp_path: Path) -> None:
+    table = SolverTable("refined", (0, 0.4, 1), ((0.4,), (-0.2, 0.8)), refined=1)
+    with pytest.raises(BuildError, match="schedule table:refined has R steps, which need a refiner"):
+        build(replace(tiny_options, refiner=None, schedules=("H1",), tables=(table,)), tmp_path / "bundle")

@@ -10,6 +10,7 @@ from flowturbo_trt.export.compile import CompileError
 from flowturbo_trt.export.options import BuildError, BuildOptions
 from flowturbo_trt.export.precision import PrecisionError
 from flowturbo_trt.sampling.schedule import ScheduleError
+from flowturbo_trt.sampling.table import SolverTable
 
 # Nothing of it exists: options are checked without a look at files.
 OPTIONS = BuildOptions(predictor=Path("predictor.pt"))
@@ -38,10 +39,30 @@ def test_none_or_one_twice(field: str, count: int) -> None:
         replace(OPTIONS, **{field: getattr(OPTIONS, field) * count})
 
 
-@pytest.mark.parametrize("precisions", [("fp8",), ("onnxruntime=int8",), ("fp16", "onnxruntime=")])
+@pytest.mark.parametrize("precisions", [("fp4",), ("onnxruntime=INT8",), ("fp16", "onnxruntime=")])
 def test_unknown_precision(precisions: tuple[str, ...]) -> None:
-    with pytest.raises(PrecisionError, match=r"unknown precision '\w*'; known are fp32, fp16, bf16"):
+    with pytest.raises(PrecisionError, match=r"unknown precision '\w*'; known are fp32, fp16, bf16, int8"):
         replace(OPTIONS, precisions=precisions)
+
+
+def test_precision_that_openvino_lacks() -> None:
+    with pytest.raises(PrecisionError, match=r"openvino has no fp8 arithmetic; add --precision openvino="):
+        replace(OPTIONS, backends=("onnxruntime", "openvino"), precisions=("fp8",))
+
+
+@pytest.mark.parametrize("targets", [("8.6",), ("8.9", "8.0"), ("sm86",), ("SM75", "12.0")])
+def test_fp8_on_gpus_without(targets: tuple[str, ...]) -> None:
+    changes: dict[str, Any] = {"backends": ("tensorrt-rtx",), "targets": targets}
+    with pytest.raises(PrecisionError, match=r"^target \S+ has no fp8 arithmetic, .*; leave it out, or use"):
+        replace(OPTIONS, **changes, precisions=("fp8",))
+    assert replace(OPTIONS, **changes, precisions=("int8",)).targets == targets
+    newer = replace(OPTIONS, **changes | {"targets": ("8.9", "sm120")}, precisions=("fp8",))
+    assert newer.precision_of("tensorrt-rtx") == "fp8"
+
+
+def test_force_without_a_recipe() -> None:
+    with pytest.raises(BuildError, match="--force is for recipes whose gate did not hold; add --recipe"):
+        replace(OPTIONS, force=True)
 
 
 @pytest.mark.parametrize("owner", ["tensorrt-rtx", "onnxrutime"])
@@ -108,3 +129,12 @@ def test_target_that_nothing_heeds(backend: str) -> None:
 def test_accepted(field: dict[str, Any]) -> None:
     options = replace(OPTIONS, **field)
     assert {name: getattr(options, name) for name in field} == field
+
+
+def test_tables() -> None:
+    table = SolverTable("ours", (0, 1), ((1,),))
+    assert replace(OPTIONS, tables=(table,), schedules=("table:ours",)).schedules == ("table:ours",)
+    with pytest.raises(BuildError, match="two tables have one name"):
+        replace(OPTIONS, tables=(table, replace(table, times=(0, 0.5))))
+    with pytest.raises(ScheduleError, match="table:none"):
+        replace(OPTIONS, tables=(table,), schedules=("table:none",))

@@ -36,7 +36,8 @@ def test_processor_without_bf16(tiny: Callable[..., Path], monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "expected"), [(["FP32", "BF16"], ["fp32", "bf16"]), (["FP32", "INT8"], ["fp32"])]
+    ("capabilities", "expected"),
+    [(["FP32", "BF16"], ["fp32", "bf16"]), (["FP32", "INT8"], ["fp32", "int8"]), (["BIN"], ["fp32"])],
 )
 def test_precisions_of_a_processor(capabilities: list[str], expected: list[str]) -> None:
     class Core:
@@ -45,6 +46,13 @@ def test_precisions_of_a_processor(capabilities: list[str], expected: list[str])
             return capabilities
 
     assert precisions(Core()) == expected
+
+
+def test_processor_without_int8(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_openvino, "precisions", lambda core: ["fp32"])
+    reason = r"this processor has no int8 arithmetic; rebuild it with --precision openvino=fp32"
+    with pytest.raises(UnsupportedError, match=reason):
+        Pipeline.load(tiny("int8"), backend=NAME)
 
 
 def test_precision_that_openvino_lacks(tiny: Callable[..., Path]) -> None:
