@@ -1,0 +1,164 @@
+"""`flowturbo_trt tune`."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import onnxruntime
+
+from flowturbo_trt.bundle.amend import rewrite_manifest, with_schedule
+from flowturbo_trt.bundle.store import Bundle
+from flowturbo_trt.calibration.tune.description import choose, describe, lines
+from flowturbo_trt.calibration.tune.figure import draw
+from flowturbo_trt.calibration.tune.front import Budget
+from flowturbo_trt.calibration.tune.options import FidOptions, TuneOptions
+from flowturbo_trt.calibration.tune.preparation import Preparation, prepared
+from flowturbo_trt.calibration.tune.results import Result
+from flowturbo_trt.calibration.tune.tuning import tune
+from flowturbo_trt.commands.common import CHECK_FAILED, JSON_VERSION, Console, make_command
+from flowturbo_trt.commands.diagnose import make_folder
+from flowturbo_trt.commands.running import running_options
+from flowturbo_trt.evaluation.speed.latency import Stability
+
+NAME = "tune"
+DOCUMENT, PICTURE = "tune.json", "tune.png"
+
+
+@make_command(name=NAME, short_help="Search schedules that meet a budget.")
+@click.argument("bundle", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help=f"Folder for {DOCUMENT}, {PICTURE} and the journal, from which a search that ended goes on.",
+)
+@click.option("--budget-ms", type=float, help="Name the most exact schedule within so many ms an image.")
+@click.option("--budget-error", type=float, help="Name the fastest schedule with at most this error.")
+@click.option("--save", is_flag=True, help="Make the named schedule its bundle's default.")
+@click.option(
+    "--also",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Bundles of the same model at other precisions or on other backends, to choose from as well.",
+)
+@click.option(
+    "--guidance", type=float, multiple=True, help="Scales to search at, in turn. Default: the bundle's."
+)
+@click.option(
+    "--trajectories",
+    type=int,
+    default=TuneOptions.trajectories,
+    show_default=True,
+    help="Noises to search on.",
+)
+@click.option(
+    "--held-out",
+    type=int,
+    default=TuneOptions.held_out,
+    show_default=True,
+    help="Further noises, to judge by.",
+)
+@click.option(
+    "--reference",
+    default=TuneOptions.reference,
+    show_default=True,
+    help="Schedule whose ends are taken for the true ones.",
+)
+@click.option(
+    "--evaluations",
+    type=int,
+    help="Most evaluations of the predictor. Default: 12, or 2 more than the bundle's default schedule.",
+)
+@click.option("--refined", type=int, default=TuneOptions.refined, show_default=True, help="Most R steps.")
+@click.option(
+    "--start", type=int, default=TuneOptions.start, show_default=True, help="Candidates to begin with."
+)
+@click.option(
+    "--rounds", type=int, default=TuneOptions.rounds, show_default=True, help="Times to go on from the best."
+)
+@click.option(
+    "--children", type=int, default=TuneOptions.children, show_default=True, help="New candidates each time."
+)
+@click.option(
+    "--latency-batch", type=int, help="Rows of the calls that are timed. Default: the largest built."
+)
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=Stability.seconds,
+    show_default=True,
+    help="End each of the two timings after this, stable or not.",
+)
+@click.option("--seed", type=int, default=TuneOptions.seed, show_default=True, help="Of noises and moves.")
+@click.option(
+    "--extractor", type=click.Path(path_type=Path), help="Also tell FID, by this extractor's features."
+)
+@click.option(
+    "--images", type=click.Path(path_type=Path), help="What FID is against, as `evaluate` takes it."
+)
+@click.option(
+    "--fid-num", type=int, default=FidOptions.num, show_default=True, help="Images of each schedule for FID."
+)
+@running_options
+def command(
+    console: Console,
+    bundle: Path,
+    out: Path,
+    budget_ms: float | None,
+    budget_error: float | None,
+    save: bool,
+    latency_batch: int | None,
+    max_seconds: float,
+    extractor: Path | None,
+    images: Path | None,
+    fid_num: int,
+    **given: Any,
+) -> None:
+    """Search the schedules that are the most exact for their time on BUNDLE's engines.
+
+    A search that was interrupted, and one that is asked for another budget, goes on from the journal.
+
+    \b
+    flowturbo_trt tune bundle --out tuned
+    flowturbo_trt tune bundle --out tuned --budget-ms 40 --save
+    """
+    budget = Budget(budget_ms, budget_error)
+    if save and not budget.is_set:
+        raise click.UsageError("--save writes what a budget names; give --budget-ms or --budget-error")
+    if (extractor is None) != (images is None):
+        raise click.UsageError("FID takes both --extractor and --images")
+    if not console.shows_tracebacks:
+        # What ONNX Runtime would print is raised as an error as well. The process is ours to silence.
+        onnxruntime.set_default_logger_severity(4)
+    fid = FidOptions(extractor, images, fid_num) if extractor is not None and images is not None else None
+    stability = replace(Stability(), seconds=max_seconds)
+    options = TuneOptions(bundle, batch=latency_batch, stability=stability, fid=fid, **given)
+    with prepared(options) as found:
+        make_folder(out)
+        with console.progress() as progress:
+            tuned = tune(found, out, progress)
+        document = {"command": NAME, "bundle": str(bundle), **describe(found, tuned, budget)}
+        text = lines(found, tuned, budget)
+        draw(found, tuned, budget, out / PICTURE)
+    winner = choose(tuned, budget)
+    document["saved"] = None
+    if save and winner is not None:
+        document["saved"] = str(write(found, winner))
+        text.append(f"It is the default schedule of {document['saved']} now.")
+    (out / DOCUMENT).write_text(
+        json.dumps({"version": JSON_VERSION, **document}, indent=1, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+    )
+    files = [str(out / name) for name in (DOCUMENT, PICTURE)]
+    console.result(document | {"outputs": files}, "\n".join([*text, "", ", ".join(files)]))
+    if budget.is_set and winner is None:
+        raise click.exceptions.Exit(CHECK_FAILED)
+
+
+def write(found: Preparation, winner: Result) -> Path:
+    """Make a result its bundle's default schedule; returns the bundle's path."""
+    opened = Bundle.open(found.engines[winner.candidate.engines].path)
+    rewrite_manifest(opened, with_schedule(opened.manifest, winner.candidate.schedule, default=True))
+    return opened.path
