@@ -76,7 +76,7 @@ class Judge:
         self.real = self.classifier.features(to_uint8(load_split("judge").images).numpy())
         self.truth = generate(pipeline, self.labels[:endpoints], TRUTH).latents
 
-    def __call__(self, schedule: str, pipeline: Pipeline | None = None) -> Judgement:
+    def __call__(self, schedule: str | Schedule, pipeline: Pipeline | None = None) -> Judgement:
         """Generate with a schedule, on another pipeline if one is given, and judge what comes out."""
         made = generate(pipeline or self.pipeline, self.labels, schedule)
         assert made.images is not None
@@ -87,7 +87,7 @@ class Judge:
         )
 
 
-def generate(pipeline: Pipeline, labels: NDArray[np.int64], schedule: str) -> Generated:
+def generate(pipeline: Pipeline, labels: NDArray[np.int64], schedule: str | Schedule) -> Generated:
     """Generate one image per label from seeds 0 … N−1."""
     request = make_request(pipeline.manifest.model, {"label": labels}, range(len(labels)), GUIDANCE, None)
     return pipeline.generate(request, schedule)

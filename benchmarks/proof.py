@@ -11,11 +11,15 @@ from flowturbo_trt.benchmarks import (
     cpu_latency,
     cpu_settings,
     digits_latency,
+    digits_precision,
     digits_quality,
     digits_refiner,
+    digits_solver,
+    digits_tune,
     full_size,
     killed_builds,
     onnxruntime_speed,
+    quantized_speed,
 )
 from flowturbo_trt.benchmarks.tables import RESULTS, update_readme
 from flowturbo_trt.evaluation.report import write_report
@@ -24,12 +28,16 @@ PARTS = {
     "digits_latency": digits_latency.measure,
     "digits_quality": digits_quality.measure,
     "digits_refiner": digits_refiner.measure,
+    "digits_solver": digits_solver.measure,
+    "digits_precision": digits_precision.measure,
+    "digits_tune": digits_tune.measure,
     "bulk_generation": bulk_generation.measure,
     "full_size": full_size.measure,
     "killed_builds": killed_builds.measure,
     "onnxruntime_speed": onnxruntime_speed.measure,
     "cpu_latency": cpu_latency.measure,
     "cpu_settings": cpu_settings.measure,
+    "quantized_speed": quantized_speed.measure,
 }
 
 

@@ -72,6 +72,48 @@ def _refiner(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _solver(result: dict[str, Any]) -> list[str]:
+    lines = _head("solver", "predictor", "refiner", *JUDGED, "fitted in")
+    for row in [*result["tables"], *result["others"]]:
+        counts = (str(row["evaluations"].get(network, 0)) for network in ("predictor", "refiner"))
+        name = f"table, {row['name']}" if "table" in row else row["name"]
+        time = f"{row['all_seconds'] / 60:.1f} min" if "table" in row else ""
+        lines.append(_row(name, *counts, *_judged(row), time))
+    by_scale = result["errors_at_scales"]
+    scales = list(next(iter(by_scale.values())))
+    lines += ["", *_head("relative endpoint error at guidance", *scales)]
+    tables = {row["name"] for row in result["tables"]}
+    for name, errors in by_scale.items():
+        label = f"table, {name}" if name in tables else name
+        lines.append(_row(label, *(f"{errors[scale]:.4f}" for scale in scales)))
+    return lines
+
+
+def _precision(result: dict[str, Any]) -> list[str]:
+    lines = _head(
+        *("kind", "layers", "trajectory error", "budget", "image PSNR, dB", "recognised (float32)"),
+        *("ms by batch (float32)", "engine, MB (float32)"),
+    )
+    for row in result["kinds"]:
+        times = (f"{batch}: {q:.1f} ({f:.1f})" for batch, (q, f) in row["milliseconds"].items())
+        figures = f"{row['trajectory_error']:.4f}", f"{row['budget']:.4f}", f"{row['psnr']:.1f}"
+        share = f"{row['recognised']:.1%} ({row['recognised_float32']:.1%})"
+        size = f"{row['megabytes']:.1f} ({row['megabytes_float32']:.1f})"
+        time = "; ".join(times) or "not measured"
+        lines.append(_row(row["kind"], str(row["layers"]), *figures, share, time, size))
+    return lines
+
+
+def _tune(result: dict[str, Any]) -> list[str]:
+    ratio = f"of {result['baseline']['schedule']}'s"
+    lines = _head("schedule", "predictor", "refiner", "ms/image", "error", ratio)
+    for row in result["front"]:
+        counts = (str(row["evaluations"].get(network, 0)) for network in ("predictor", "refiner"))
+        figures = f"{row['ms_per_image']:.3g}", f"{row['error']:.4f}", f"{row['error_of_baseline']:.2f}"
+        lines.append(_row(f"`{row['schedule']}`", *counts, *figures))
+    return lines
+
+
 def _bulk(result: dict[str, Any]) -> list[str]:
     values = {name: f"{value:.4g}" for name, value in result["metrics"].items()}
     lines = _head("images", "images/s", "generated in", "evaluated in", *values)
@@ -122,6 +164,15 @@ def _cpu(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _quantized(result: dict[str, Any]) -> list[str]:
+    lines = [*_cpu(result), "", *_head("TensorRT-RTX plan", "MB", "products by what they read")]
+    for row in result["plans"]:
+        products = ", ".join(f"{count} {types}" for types, count in row["products"].items())
+        name = f"{row['model']} {row['precision']}, batch {row['batch']}"
+        lines.append(_row(name, f"{row['megabytes']:.0f}", products))
+    return lines
+
+
 def _only_checks(result: dict[str, Any]) -> list[str]:
     return []
 
@@ -130,12 +181,16 @@ TABLES = {
     "digits_latency": _latency,
     "digits_quality": _quality,
     "digits_refiner": _refiner,
+    "digits_solver": _solver,
+    "digits_precision": _precision,
+    "digits_tune": _tune,
     "bulk_generation": _bulk,
     "full_size": _builds,
     "killed_builds": _only_checks,
     "onnxruntime_speed": _speed,
     "cpu_latency": _cpu,
     "cpu_settings": _cpu,
+    "quantized_speed": _quantized,
 }
 
 

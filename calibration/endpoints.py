@@ -36,15 +36,21 @@ class Endpoints:
 def make_rows(manifest: Manifest, count: int, seed: int, guidance: Sequence[float] = ()) -> Request:
     """Make a request of `count` rows: all classes in turn, and scales too (none: the bundle's own).
 
-    Seeds count up from `seed`.
+    Fewer rows than classes spread over all of them. Seeds count up from `seed`.
     """
     turn = np.arange(count)
     sizes = {c.name: c.maximum - c.minimum + 1 for c in manifest.model.conditions}
-    conditions = {c.name: c.minimum + turn % sizes[c.name] for c in manifest.model.conditions}
+    conditions = {c.name: c.minimum + _spread(turn, sizes[c.name]) for c in manifest.model.conditions}
     scales = np.asarray(guidance or (manifest.model.guidance.default,), dtype=np.float64)
     # They start anew, one further, with every round of classes, lest a class keep to one scale.
-    of_rows = scales[(turn + turn // max(sizes.values())) % len(scales)]
+    rounds, place = np.divmod(turn, max(sizes.values()))
+    of_rows = scales[(place + rounds) % len(scales)]
     return make_request(manifest.model, conditions, range(seed, seed + count), of_rows, None)
+
+
+def _spread(turn: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Return which of `size` classes each row is of: all in turn, or every so manyth where rows are fewer."""
+    return turn % size if len(turn) >= size else turn * size // len(turn)
 
 
 def find_endpoints(pipeline: Pipeline, request: Request, schedule: str, progress: Progress) -> Endpoints:

@@ -1,6 +1,6 @@
 """Where to cut an activation's range off: percentile, entropy or squared error, from its histogram.
 
-The range is [−r, r] with a scale of r/127 for INT8, and r/448 for FP8 (E4M3, whose largest number is 448).
+The range is [−r, r], with a scale of r/127 for INT8 and r/448 for FP8 (E4M3, whose largest number is 448).
 A smaller r cuts rare large values off, and has finer steps for all others.
 """
 
@@ -10,26 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowturbo_trt.calibration.endpoints import CalibrationError
-from flowturbo_trt.calibration.histograms import BINS, Histogram
+from flowturbo_trt.calibration.histograms import Histogram
+from flowturbo_trt.export.quantization import KINDS, LARGEST
 
 Values = NDArray[np.float64]
-# The largest number of each kind, in steps of its scale.
-LARGEST = {"int8": 127.0, "fp8": 448.0}
 PERCENTILE = 0.9999
-# Ranges tried by squared error and entropy, as shares of the largest value.
-CANDIDATES = np.linspace(0.05, 1.0, 96)
-# Levels that entropy compares: the magnitudes that INT8 tells apart.
-LEVELS = 128
+# Ranges tried by squared error, as shares of the largest value; of equally good ones the first.
+SHARES = np.geomspace(1, 1 / 64, 121)
+# Entropy compares coarser histograms, lest most bins hold a value or two; a range has 128 of their bins.
+ENTROPY_BINS = 2048
+FEWEST_BINS = 128
 
 
 def choose_range(histogram: Histogram, kind: str, method: str) -> float:
-    """Return r by a method of METHODS; raises CalibrationError for an empty histogram."""
+    """Return r for a kind of KINDS by a method of METHODS; raises CalibrationError.
+
+    Where all values are zero r is 1: they stay zero in any range.
+    """
+    if kind not in KINDS:
+        raise CalibrationError(f"kind {kind!r} is not known; use {' or '.join(KINDS)}")
+    if method not in METHODS:
+        raise CalibrationError(f"method {method!r} is not known; use {', '.join(METHODS)}")
     if histogram.total == 0:
-        raise CalibrationError("no values to calibrate on")
-    if histogram.largest == 0:
-        # Zeros stay zeros in every range.
-        return 1.0
-    return METHODS[method](histogram, kind)
+        raise CalibrationError("there are no values to choose a range by; record at least one row")
+    return METHODS[method](histogram, kind) if histogram.largest > 0 else 1.0
 
 
 def by_maximum(histogram: Histogram, kind: str) -> float:
@@ -44,55 +48,51 @@ def by_percentile(histogram: Histogram, kind: str) -> float:
 
 def by_error(histogram: Histogram, kind: str) -> float:
     """Make the mean squared error of rounding and cutting off the least."""
-    candidates = CANDIDATES * histogram.largest
-    x, weights = histogram.centres, histogram.counts
+    held = histogram.counts > 0
+    x, weights = histogram.centres[held], histogram.counts[held].astype(np.float64)
+    candidates = SHARES * histogram.largest
     errors = [float(weights @ (round_to(x, r, kind) - x) ** 2) for r in candidates]
     return float(candidates[int(np.argmin(errors))])
 
 
 def by_entropy(histogram: Histogram, kind: str) -> float:
-    """Make the divergence KL(values ‖ their LEVELS levels) the least (Migacz, GTC 2017).
+    """Make the divergence of the values from their rounded ones the least (Migacz, GTC 2017).
 
-    What lies beyond the range counts to its last bin. The levels are those of INT8; for FP8, whose steps
-    grow with the value, they say as much of where to cut off.
+    For every range that ends with a bin: P has the values within it, and all others in its last bin. Q
+    knows only how many values within it round to each number of the kind, and spreads them evenly over
+    the bins these come from. The range of the least KL(P ‖ Q) is taken. It says how well the shape is
+    kept, not how far values move.
     """
-    counts = histogram.counts.astype(np.float64)
-    used = int(np.searchsorted(np.cumsum(counts), counts.sum())) + 1
-    ends = np.unique(np.clip((CANDIDATES * used).round().astype(int), LEVELS, BINS))
-    divergences = [_divergence(counts, int(end)) for end in ends]
-    best = int(ends[int(np.argmin(divergences))])
-    return min(histogram.largest, best * histogram.limit / BINS)
+    counts = histogram.counts.reshape(ENTROPY_BINS, -1).sum(axis=1).astype(np.float64)
+    width = histogram.limit / ENTROPY_BINS
+    # In a range that ends with an empty bin, P has values where Q has none.
+    ends = np.flatnonzero(counts) + 1
+    ends = ends[ends >= min(FEWEST_BINS, ends[-1])]
+    divergences = [_divergence(counts, int(end), width, kind) for end in ends]
+    return min(histogram.largest, float(ends[int(np.argmin(divergences))]) * width)
 
 
-def _divergence(counts: Values, end: int) -> float:
-    """Return KL of the first `end` bins, with all others in the last, from what LEVELS of them tell."""
-    kept = counts[:end].copy()
-    held = kept.copy()
-    kept[-1] += counts[end:].sum()
-    level = (np.arange(end) * LEVELS) // end
-    filled = held > 0
-    totals = np.bincount(level, held, LEVELS)
-    sizes = np.bincount(level, filled, LEVELS)
-    spread = np.where(filled, totals[level] / np.maximum(sizes[level], 1), 0.0)
-    p, q = kept / kept.sum(), spread / max(spread.sum(), 1.0)
-    both = (p > 0) & (q > 0)
-    # Values that no level stands for are as far as can be.
-    lost = float(p[(p > 0) & (q == 0)].sum())
-    return float((p[both] * np.log(p[both] / q[both])).sum()) + 100 * lost
+def _divergence(counts: Values, end: int, width: float, kind: str) -> float:
+    """Return KL(P ‖ Q) of a range of `end` bins."""
+    within = counts[:end]
+    rounded = round_to((np.arange(end, dtype=np.float64) + 0.5) * width, end * width, kind)
+    # Bins that round to one number are neighbours.
+    number = np.concatenate([[0], np.cumsum(np.diff(rounded) > 0)])
+    held = within > 0
+    share = np.bincount(number, within) / np.maximum(np.bincount(number, held), 1)
+    p, q = within.copy(), share[number]
+    p[-1] += counts[end:].sum()
+    p, q = p[held] / p.sum(), q[held] / within.sum()
+    return float(p @ np.log(p / q))
 
 
-def round_to(x: Values, largest: float, kind: str) -> Values:
-    """Return values as INT8 or FP8 (E4M3) with a range of `largest` holds them."""
-    scale = largest / LARGEST[kind]
+def round_to(x: Values, r: float, kind: str) -> Values:
+    """Return values as INT8 or FP8 (E4M3) with a range of r holds them, ties to even."""
+    scale = r / LARGEST[kind]
     steps = np.clip(x / scale, -LARGEST[kind], LARGEST[kind])
-    if kind == "int8":
-        rounded: Values = np.round(steps) * scale
-        return rounded
-    # Three bits behind the leading one; below 2⁻⁶ steps are of 2⁻⁹.
-    exponent = np.floor(np.log2(np.maximum(np.abs(steps), 2.0**-6)))
-    quantum = 2.0 ** (exponent - 3)
-    fp8: Values = np.round(steps / quantum) * quantum * scale
-    return fp8
+    # A cast to integers would cut off.
+    rounded: Values = np.rint(steps) if kind == "int8" else steps.astype(KINDS[kind].numpy()).astype(x.dtype)
+    return rounded * scale
 
 
 METHODS: dict[str, Callable[[Histogram, str], float]] = {

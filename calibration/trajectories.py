@@ -1,44 +1,39 @@
 """Recordings: what each network really sees along the trajectories that will be deployed.
 
-A folder with calibration.json (what was recorded, of what) and shards of some rows each:
-
-    rows-00000.safetensors    condition and guidance (n); for every call CALL.state (n,C,H,W), for
-                              refiners CALL.velocity (n,G,C,H,W), and CALL.output (n,G,C,H,W)
-
-A call is an evaluation of a network in a schedule, in the program's order. They come of the float32
-graphs; all classes take turns, and so do guidance scales.
+A call is an evaluation of a network in a schedule. They come of the float32 graphs; all classes take
+turns, and so do guidance scales. A shard (recording_files.py) holds conditions and guidance (n) of its
+rows, and by CallSite.key of every call .state (n,C,H,W), a refiner's .velocity (n,G,C,H,W) and .output
+(n,G,C,H,W).
 """
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save
 
+from flowturbo_trt.bundle.environment import versions
 from flowturbo_trt.bundle.manifest import Manifest
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.bundle.writing import sync
+from flowturbo_trt.calibration import recording_files
 from flowturbo_trt.calibration.endpoints import CalibrationError, Progress, make_rows
+from flowturbo_trt.calibration.float32 import float32_view
+from flowturbo_trt.calibration.recording_files import Shard, Tensors
 from flowturbo_trt.evaluation.velocity.networks import EngineField
-from flowturbo_trt.runtime.backend import Backend
-from flowturbo_trt.runtime.programs import choose_variant
-from flowturbo_trt.runtime.request import Request, make_request
+from flowturbo_trt.runtime.backend_onnxruntime import NAME, OnnxRuntimeBackend
+from flowturbo_trt.runtime.programs import choose_variant, find_program
+from flowturbo_trt.runtime.request import Request, RequestError, make_request
 from flowturbo_trt.sampling import reference
 from flowturbo_trt.sampling.reference import ScheduledField
 
-FORMAT = "flowturbo_trt calibration recording"
-VERSION = 1
-DESCRIPTION = "calibration.json"
 Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class CallSite:
-    """An evaluation in a schedule: the index of its program's evaluations, which network, and when."""
+    """An evaluation in a schedule: its index among the schedule's, which network's it is, and when."""
 
     schedule: str
     index: int
@@ -53,7 +48,11 @@ class CallSite:
 
 @dataclass(frozen=True)
 class Call:
-    """What a network saw at a call site, and what it gave: n rows."""
+    """What a network saw at a call site, and what it gave.
+
+    `state` is (n,C,H,W), `velocity` a refiner's (n,G,C,H,W), `output` (n,G,C,H,W), the conditional half
+    first; an unguided network has G = 1.
+    """
 
     site: CallSite
     state: Array
@@ -63,24 +62,52 @@ class Call:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a recording: their conditions and guidance, and all calls."""
+    """Some rows of a recording: their conditions, guidance and noise, and all calls."""
 
     request: Request
     calls: tuple[Call, ...]
 
+    def part(self, rows: slice) -> "Rows":
+        """Return some of the rows."""
+        calls = (
+            replace(
+                call,
+                state=call.state[rows],
+                velocity=None if call.velocity is None else call.velocity[rows],
+                output=call.output[rows],
+            )
+            for call in self.calls
+        )
+        return Rows(_part(self.request, rows), tuple(calls))
+
 
 @dataclass(frozen=True)
 class Recording:
-    """A folder of shards; `sources` are the sha256 of the checkpoints it was recorded of, by network."""
+    """A folder of shards, and where they come from.
+
+    `sources` are the sha256 of the checkpoints, by recorded network; `environment` are versions.
+    """
 
     folder: Path
     sources: dict[str, str]
-    backend: str
+    guided_channels: int
     rows: int
     seed: int
     guidance: tuple[float, ...]
-    shards: tuple[str, ...]
+    shards: tuple[Shard, ...]
     sites: tuple[CallSite, ...]
+    environment: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if not self.shards or not self.sites or sum(shard.rows for shard in self.shards) != self.rows:
+            raise CalibrationError(
+                f"{self.folder}: holds {sum(shard.rows for shard in self.shards)} of {self.rows} rows, of "
+                f"{len(self.sites)} calls; record again"
+            )
+
+    @property
+    def schedules(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(site.schedule for site in self.sites))
 
     def of(self, manifest: Manifest) -> "Recording":
         """Return this after making sure that it was recorded of a bundle's model; raises CalibrationError."""
@@ -88,33 +115,43 @@ class Recording:
         for network, sha256 in self.sources.items():
             if expected.get(network) != sha256:
                 raise CalibrationError(
-                    f"{self.folder}: was recorded of another {network} than the bundle's; record this one"
+                    f"{self.folder}: was recorded of another {network} than the bundle's; record this one's"
                 )
+        channels = manifest.model.guidance.channels
+        if self.guided_channels != channels:
+            raise CalibrationError(
+                f"{self.folder}: was recorded with {self.guided_channels} channels guided, the bundle guides "
+                f"{channels}; record this one's"
+            )
         return self
 
     def read(self, manifest: Manifest) -> Iterator[Rows]:
-        """Read the shards one by one; raises CalibrationError."""
-        names = [condition.name for condition in manifest.model.conditions]
-        for shard in self.shards:
-            try:
-                tensors = load_file(self.folder / shard)
-                conditions = {name: tensors[name] for name in names}
-                noise = tensors[f"{self.sites[0].key}.state"]
-                request = make_request(manifest.model, conditions, None, tensors["guidance"], noise)
-                calls = tuple(
-                    Call(
-                        site,
-                        tensors[f"{site.key}.state"],
-                        tensors.get(f"{site.key}.velocity"),
-                        tensors[f"{site.key}.output"],
-                    )
-                    for site in self.sites
+        """Read the shards one by one, of a bundle's model only; raises CalibrationError."""
+        for shard in self.of(manifest).shards:
+            yield self._read(shard, manifest)
+
+    def _read(self, shard: Shard, manifest: Manifest) -> Rows:
+        tensors = recording_files.read_shard(self.folder, shard)
+        try:
+            conditions = {c.name: tensors[c.name] for c in manifest.model.conditions}
+            # The first evaluation of any schedule is of the noise.
+            noise = tensors[f"{self.sites[0].key}.state"]
+            request = make_request(manifest.model, conditions, None, tensors["guidance"], noise)
+            calls = tuple(
+                Call(
+                    site,
+                    tensors[f"{site.key}.state"],
+                    tensors[f"{site.key}.velocity"] if site.network == "refiner" else None,
+                    tensors[f"{site.key}.output"],
                 )
-            except Exception as error:  # safetensors and its readers raise errors of no common class
-                raise CalibrationError(
-                    f"{self.folder / shard}: cannot be read ({error}); record again"
-                ) from error
-            yield Rows(request, calls)
+                for site in self.sites
+            )
+        except (KeyError, RequestError) as error:
+            raise CalibrationError(
+                f"{self.folder / shard.file}: does not fit its description or the model ({error}); record "
+                "again"
+            ) from error
+        return Rows(request, calls)
 
 
 def sources_of(manifest: Manifest) -> dict[str, str]:
@@ -124,91 +161,100 @@ def sources_of(manifest: Manifest) -> dict[str, str]:
 
 def record(
     bundle: Bundle,
-    backend: Backend,
-    name: str,
     schedules: Sequence[str],
     folder: Path,
     *,
     rows: int,
     seed: int = 0,
     guidance: Sequence[float] = (),
+    threads: int = 0,
     progress: Progress = lambda what, done, total: None,
 ) -> Recording:
-    """Run schedules over `rows` rows and write down every evaluation; raises CalibrationError.
+    """Run schedules over `rows` rows on the float32 graphs, and write down every evaluation.
 
     In batches of the largest size that engines were built for, one shard each: never more than one in
-    memory. `name` is the backend's, whose engines run.
+    memory. `guidance` are the scales that take turns, by default the bundle's own. A recording that was
+    in the folder is replaced. Raises CalibrationError, and what the bundle or a schedule is refused with.
     """
-    manifest = bundle.manifest
-    if rows < 1:
-        raise CalibrationError(f"{rows} rows: expected at least 1")
+    if rows < 1 or not schedules:
+        raise CalibrationError(f"{rows} rows of {len(schedules)} schedules, expected at least 1 of each")
+    view = float32_view(bundle)
+    manifest = view.manifest
     request = make_rows(manifest, rows, seed, guidance)
+    # Of all rows: a batch that happens to be without guidance is recorded as all others are.
+    variant = choose_variant(manifest, is_unguided=request.is_unguided)
+    networks = _networks(manifest, schedules, variant)
+    recording_files.begin(folder)
+    backend = OnnxRuntimeBackend(view, threads)
     batch = max(manifest.batches)
-    starts = range(0, rows, batch)
-    sites: tuple[CallSite, ...] = ()
-    shards = []
-    _begin(folder)
-    for number, start in enumerate(starts):
-        part = _rows_of(manifest, request, start, batch)
-        calls = [call for text in schedules for call in _run(manifest, backend, name, text, part)]
+    shards: list[Shard] = []
+    for start in range(0, rows, batch):
+        part = _part(request, slice(start, start + batch))
+        calls = [c for text in dict.fromkeys(schedules) for c in _run(manifest, backend, text, variant, part)]
+        shards.append(recording_files.write_shard(folder, len(shards), len(part), _tensors(part, calls)))
         sites = tuple(call.site for call in calls)
-        shards.append(f"rows-{number:05}.safetensors")
-        _write(folder / shards[-1], part, calls, min(batch, rows - start))
-        progress("recording trajectories", min(start + batch, rows), rows)
+        # Not to be held while the next batch runs.
+        calls.clear()
+        progress("recording trajectories", start + len(part), rows)
     recording = Recording(
-        folder, sources_of(manifest), name, rows, seed, tuple(guidance), tuple(shards), sites
+        folder,
+        {network: sha256 for network, sha256 in sources_of(manifest).items() if network in networks},
+        manifest.model.guidance.channels,
+        rows,
+        seed,
+        tuple(dict.fromkeys(request.guidance.tolist())),
+        tuple(shards),
+        sites,
+        versions(),
     )
-    document = {"format": FORMAT, "version": VERSION, **asdict(recording)}
-    del document["folder"]
-    (folder / DESCRIPTION).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    sync([folder / DESCRIPTION])
+    recording_files.finish(folder, shards, {k: v for k, v in asdict(recording).items() if k != "folder"})
     return recording
 
 
 def open_recording(folder: Path) -> Recording:
     """Open a finished recording; raises CalibrationError."""
+    data = recording_files.read_description(folder)
     try:
-        data: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        if (data.pop("format"), data.pop("version")) != (FORMAT, VERSION):
-            raise ValueError("of another format")
         data["sites"] = tuple(CallSite(**site) for site in data["sites"])
-        data["shards"], data["guidance"] = tuple(data["shards"]), tuple(data["guidance"])
+        data["shards"] = tuple(Shard(**shard) for shard in data["shards"])
+        data["guidance"] = tuple(data["guidance"])
         return Recording(folder, **data)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CalibrationError(f"{folder}: no recording of trajectories ({error}); record them") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CalibrationError(
+            f"{folder}: holds no recording that can be read ({error}); record again"
+        ) from error
 
 
-def _begin(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        others = [p.name for p in folder.iterdir() if p.name != DESCRIPTION and p.suffix != ".safetensors"]
-        if others:
-            raise CalibrationError(f"{folder}: holds {others[0]}, which no recording made; give a new folder")
-        for old in folder.iterdir():
-            old.unlink()
-    except OSError as error:
-        raise CalibrationError(f"{folder}: cannot be written ({error}); give another folder") from error
+def _networks(manifest: Manifest, schedules: Sequence[str], variant: str) -> set[str]:
+    """Return the networks that schedules evaluate; raises ScheduleError, and BundleError for one missing."""
+    evaluated = {e for text in schedules for e in find_program(manifest, text, variant).evaluations()}
+    return {manifest.engine(network, of_variant, NAME).network for network, of_variant in evaluated}
 
 
-def _rows_of(manifest: Manifest, request: Request, start: int, batch: int) -> Request:
-    """Return a batch of a request's rows; the last one is filled up with its first row."""
-    rows = [start + i if start + i < len(request) else start for i in range(batch)]
-    conditions = {name: values[rows] for name, values in request.conditions.items()}
-    seeds = [request.seeds[row] for row in rows]
-    return make_request(manifest.model, conditions, seeds, request.guidance[rows], None)
+def _part(request: Request, rows: slice) -> Request:
+    """Return some rows of a request."""
+    return Request(
+        {name: values[rows] for name, values in request.conditions.items()},
+        request.guidance[rows],
+        request.seeds[rows],
+        None if request.noise is None else request.noise[rows],
+    )
 
 
-def _run(manifest: Manifest, backend: Backend, name: str, text: str, request: Request) -> list[Call]:
+def _run(
+    manifest: Manifest, backend: OnnxRuntimeBackend, text: str, variant: str, request: Request
+) -> list[Call]:
+    """Run a schedule of a variant, and return its calls."""
     schedule = manifest.schedule(text)
     noise = np.empty((len(request), *manifest.model.latent), dtype=np.float32)
     request.fill_noise(slice(0, len(request)), noise)
     calls: list[Call] = []
     fields = {
-        variant: _RecordingField(EngineField(backend, manifest, name, variant, request), text, variant, calls)
-        for variant in manifest.programs[manifest.default_schedule]
+        v: _RecordingField(EngineField(backend, manifest, NAME, v, request), text, v, calls)
+        for v in manifest.programs[manifest.default_schedule]
     }
-    variant = choose_variant(manifest, is_unguided=request.is_unguided)
     field: Any = ScheduledField(schedule, fields) if variant == "guided" else fields[variant]
+    # With an axis for the halves of guidance, as the formulas' sums want it.
     for _ in reference.sample(schedule, field, noise[:, None]):
         pass
     return calls
@@ -222,6 +268,7 @@ class _RecordingField:
         self._where = (schedule, variant)
         self._calls = calls
 
+    # States come as (n,1 or G,C,H,W); what counts in them is the conditional half.
     def predict(self, x: Array, t: float) -> Array:
         return self._note("predictor", x, None, t, self._field.predict(x, t))
 
@@ -232,23 +279,20 @@ class _RecordingField:
         schedule, variant = self._where
         if not np.isfinite(output).all():
             raise CalibrationError(
-                f"{schedule}: the {network} gives numbers that are not finite at t = {t:g}; look at the "
-                "bundle with verify"
+                f"{schedule}: the {variant} {network} gives numbers that are not finite at t = {t:g}; look "
+                "at the bundle with `flowturbo_trt verify`"
             )
         site = CallSite(schedule, len(self._calls), network, variant, t)
-        self._calls.append(Call(site, x[:, 0].copy(), v, output))
+        self._calls.append(Call(site, x[:, 0], v, output))
         return output
 
 
-def _write(path: Path, request: Request, calls: Sequence[Call], rows: int) -> None:
-    tensors: dict[str, Any] = {name: values[:rows] for name, values in request.conditions.items()}
-    tensors["guidance"] = request.guidance[:rows]
+def _tensors(request: Request, calls: Sequence[Call]) -> Tensors:
+    """Name the tensors of a shard."""
+    tensors: dict[str, NDArray[Any]] = {**request.conditions, "guidance": request.guidance}
     for call in calls:
-        tensors[f"{call.site.key}.state"] = call.state[:rows]
-        tensors[f"{call.site.key}.output"] = call.output[:rows]
+        tensors[f"{call.site.key}.state"] = call.state
+        tensors[f"{call.site.key}.output"] = call.output
         if call.velocity is not None:
-            tensors[f"{call.site.key}.velocity"] = call.velocity[:rows]
-    try:
-        path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in tensors.items()}))
-    except OSError as error:
-        raise CalibrationError(f"{path}: cannot be written ({error}); free some space") from error
+            tensors[f"{call.site.key}.velocity"] = call.velocity
+    return tensors
