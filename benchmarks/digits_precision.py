@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from flowturbo_trt.benchmarks.random_batch import compare_calibrations
 from flowturbo_trt.benchmarks.tables import RESULTS
-from flowturbo_trt.calibration.gate import GateOptions
-from flowturbo_trt.calibration.heat_map import save_heat_map
-from flowturbo_trt.calibration.quantize import Calibrated, PrecisionOptions, calibrate_precision
+from flowturbo_trt.calibration.precision.gate import GateOptions
+from flowturbo_trt.calibration.precision.heat_map import save_heat_map
+from flowturbo_trt.calibration.precision.quantize import Calibrated, PrecisionOptions, calibrate_precision
 from flowturbo_trt.evaluation.quality.extractor import open_extractor
 from flowturbo_trt.evaluation.report import Check
 from flowturbo_trt.examples.digits.bundle import GUIDANCE, build_digits

@@ -6,15 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.calibration import recording_files
-from flowturbo_trt.calibration.activations import replay
 from flowturbo_trt.calibration.endpoints import make_rows
-from flowturbo_trt.calibration.float32 import float32_view
-from flowturbo_trt.calibration.groups import find_candidates, make_groups
-from flowturbo_trt.calibration.quantize import PrecisionOptions
-from flowturbo_trt.calibration.scales import Arrangement, Scales
-from flowturbo_trt.calibration.trajectories import Call, CallSite, Recording, record, sources_of
-from flowturbo_trt.calibration.trials import Trials, find_truth
+from flowturbo_trt.calibration.precision.activations import replay
+from flowturbo_trt.calibration.precision.groups import find_candidates, make_groups
+from flowturbo_trt.calibration.precision.quantize import PrecisionOptions
+from flowturbo_trt.calibration.precision.scales import Arrangement, Scales
+from flowturbo_trt.calibration.precision.trials import Trials, find_truth
+from flowturbo_trt.calibration.recording import files
+from flowturbo_trt.calibration.recording.float32 import float32_view
+from flowturbo_trt.calibration.recording.trajectories import Call, CallSite, Recording, record, sources_of
 from flowturbo_trt.evaluation.velocity.networks import EngineField
 from flowturbo_trt.runtime.backend_onnxruntime import NAME, OnnxRuntimeBackend
 
@@ -34,8 +34,8 @@ def record_random_batch(bundle: Bundle, folder: Path, rows: int, t: float) -> Re
     field = EngineField(OnnxRuntimeBackend(view, 1), manifest, NAME, "guided", request)
     output = replay(field, Call(site, noise, None, noise))
     tensors = {f"{site.key}.state": noise, f"{site.key}.output": output}
-    recording_files.begin(folder)
-    shard = recording_files.write_shard(
+    files.begin(folder)
+    shard = files.write_shard(
         folder, 0, rows, {**request.conditions, "guidance": request.guidance, **tensors}
     )
     guidance = manifest.model.guidance

@@ -1,1 +1,1 @@
-"""Calibration of precision, schedule and solver: nothing here yet."""
+"""Calibration: a solver of its own, schedules, and precision, for a model and a budget."""

@@ -12,11 +12,11 @@ import onnxruntime
 
 from flowturbo_trt.bundle.environment import versions
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.calibration.gate import GateOptions
-from flowturbo_trt.calibration.heat_map import save_heat_map
-from flowturbo_trt.calibration.mixed_precision import nearest_groups
-from flowturbo_trt.calibration.quantize import Calibrated, PrecisionOptions, calibrate_precision
-from flowturbo_trt.calibration.ranges import METHODS
+from flowturbo_trt.calibration.precision.gate import GateOptions
+from flowturbo_trt.calibration.precision.heat_map import save_heat_map
+from flowturbo_trt.calibration.precision.mixed_precision import nearest_groups
+from flowturbo_trt.calibration.precision.quantize import Calibrated, PrecisionOptions, calibrate_precision
+from flowturbo_trt.calibration.precision.ranges import METHODS
 from flowturbo_trt.commands.common import CHECK_FAILED, JSON_VERSION, Console, make_command
 from flowturbo_trt.commands.files import check_outputs
 from flowturbo_trt.commands.running import threads_option

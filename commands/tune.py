@@ -1,7 +1,6 @@
 """`flowturbo_trt tune`."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +131,13 @@ def command(
     if not console.shows_tracebacks:
         # What ONNX Runtime would print is raised as an error as well. The process is ours to silence.
         onnxruntime.set_default_logger_severity(4)
-    fid = FidOptions(extractor, images, fid_num) if extractor is not None and images is not None else None
-    stability = replace(Stability(), seconds=max_seconds)
-    options = TuneOptions(bundle, batch=latency_batch, stability=stability, fid=fid, **given)
+    options = TuneOptions(
+        bundle,
+        batch=latency_batch,
+        stability=Stability(seconds=max_seconds),
+        fid=None if extractor is None or images is None else FidOptions(extractor, images, fid_num),
+        **given,
+    )
     with prepared(options) as found:
         make_folder(out)
         with console.progress() as progress:
@@ -143,18 +146,20 @@ def command(
         text = lines(found, tuned, budget)
         draw(found, tuned, budget, out / PICTURE)
     winner = choose(tuned, budget)
-    document["saved"] = None
-    if save and winner is not None:
-        document["saved"] = str(write(found, winner))
-        text.append(f"It is the default schedule of {document['saved']} now.")
-    (out / DOCUMENT).write_text(
-        json.dumps({"version": JSON_VERSION, **document}, indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
-    files = [str(out / name) for name in (DOCUMENT, PICTURE)]
-    console.result(document | {"outputs": files}, "\n".join([*text, "", ", ".join(files)]))
+    saved = str(write(found, winner)) if save and winner is not None else None
+    report(console, out, {**document, "saved": saved}, text)
     if budget.is_set and winner is None:
         raise click.exceptions.Exit(CHECK_FAILED)
+
+
+def report(console: Console, out: Path, document: dict[str, Any], text: list[str]) -> None:
+    """Write the document, and tell it."""
+    written = json.dumps({"version": JSON_VERSION, **document}, indent=1, ensure_ascii=False)
+    (out / DOCUMENT).write_text(f"{written}\n", encoding="utf-8")
+    if document["saved"]:
+        text = [*text, f"It is the default schedule of {document['saved']} now."]
+    files = [str(out / name) for name in (DOCUMENT, PICTURE)]
+    console.result({**document, "outputs": files}, "\n".join([*text, "", ", ".join(files)]))
 
 
 def write(found: Preparation, winner: Result) -> Path:

@@ -6,8 +6,8 @@ import onnx
 import pytest
 
 from flowturbo_trt.bundle.store import Bundle, sha256
-from flowturbo_trt.calibration.activations import find_graph
-from flowturbo_trt.calibration.trajectories import Recording, record
+from flowturbo_trt.calibration.precision.activations import find_graph
+from flowturbo_trt.calibration.recording.trajectories import Recording, record
 from flowturbo_trt.tests.bundles import edit_manifest
 from flowturbo_trt.tests.faults import scale_weight
 

@@ -63,9 +63,7 @@ def search(
 def test_a_seed_decides(tiny_space: Space) -> None:
     first, second = (search({"tiny": tiny_space}, Known())[0] for _ in range(2))
     assert first == second
-    # Where all usual schedules begin, the moves from them are what a seed decides.
-    tried = [set(search({"tiny": tiny_space}, Known(), start=2000, seed=seed)[1].tried) for seed in (0, 1)]
-    assert tried[0] != tried[1]
+    assert search({"tiny": tiny_space}, Known(), seed=1)[0] != first
 
 
 def test_moves_find_what_no_start_has(tiny_space: Space) -> None:

@@ -1,0 +1,1 @@
+"""Recordings of what networks see along the trajectories that will be deployed."""
