@@ -1,25 +1,13 @@
-"""Pareto fronts of time and error, and what a budget takes from one."""
+"""Budgets of time and error, and what they take from candidates."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from flowturbo_trt.calibration.tune.errors import TuneError
+from flowturbo_trt.evaluation.pareto import Item, Values, pareto_front
 
-Item = TypeVar("Item")
-# Time and error of something: less is better.
-Values = Callable[[Item], tuple[float, float]]
 # How many candidates are named where none meets a budget.
 NEAREST = 3
-
-
-def pareto_front(items: Sequence[Item], values: Values[Item]) -> list[Item]:
-    """Return the items that no other is better than in one value and no worse in the other, fastest first."""
-    front: list[Item] = []
-    for item in sorted(items, key=values):
-        if not front or values(item)[1] < values(front[-1])[1]:
-            front.append(item)
-    return front
 
 
 def ranked(items: Sequence[Item], values: Values[Item]) -> Iterator[Item]:

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowturbo_trt.calibration.tune.candidates import Candidate
-from flowturbo_trt.calibration.tune.front import pareto_front
 from flowturbo_trt.calibration.tune.latency import LatencyModel
 from flowturbo_trt.calibration.tune.search import Tried
 from flowturbo_trt.evaluation.metrics import bootstrap_interval
+from flowturbo_trt.evaluation.pareto import pareto_front
 
 Interval = tuple[float, float]
 

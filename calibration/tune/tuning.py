@@ -11,13 +11,13 @@ from flowturbo_trt.bundle.store import sha256
 from flowturbo_trt.calibration.endpoints import Endpoints, Progress, find_endpoints, make_rows
 from flowturbo_trt.calibration.tune.candidates import Candidate
 from flowturbo_trt.calibration.tune.errors import JournalError
-from flowturbo_trt.calibration.tune.front import pareto_front
 from flowturbo_trt.calibration.tune.journal import Journal
 from flowturbo_trt.calibration.tune.latency import LatencyModel, measure_engines, time_calls
 from flowturbo_trt.calibration.tune.preparation import Preparation
 from flowturbo_trt.calibration.tune.results import Latency, Result, Tuned
 from flowturbo_trt.calibration.tune.search import Search
 from flowturbo_trt.calibration.tune.trials import Errors, Trials
+from flowturbo_trt.evaluation.pareto import pareto_front
 from flowturbo_trt.runtime.programs import find_program
 from flowturbo_trt.runtime.request import Request
 from flowturbo_trt.sampling.program import Program

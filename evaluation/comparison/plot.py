@@ -17,6 +17,7 @@ from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
 from flowturbo_trt.evaluation.comparison.findings import Figure
+from flowturbo_trt.evaluation.pareto import pareto_front
 
 # Stands for the page's text colour, which a drawing cannot know.
 INK = "#010203"
@@ -55,14 +56,10 @@ class Point:
     quality: Figure
 
 
-def pareto_front(points: Sequence[Point], *, lower_is_better: bool) -> list[Point]:
+def front_of(points: Sequence[Point], *, lower_is_better: bool) -> list[Point]:
     """Return the points that no other beats in both latency and quality, fastest first."""
     sign = 1 if lower_is_better else -1
-    front: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.latency.value, sign * p.quality.value)):
-        if not front or sign * point.quality.value < sign * front[-1].quality.value:
-            front.append(point)
-    return front
+    return pareto_front(points, lambda point: (point.latency.value, sign * point.quality.value))
 
 
 def draw(points: Sequence[Point], quality: str, *, lower_is_better: bool, as_percent: bool = False) -> str:
@@ -78,7 +75,7 @@ def draw(points: Sequence[Point], quality: str, *, lower_is_better: bool, as_per
         _scale(axes, points)
         if as_percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        _draw_front(axes, pareto_front(points, lower_is_better=lower_is_better), points, lower_is_better)
+        _draw_front(axes, front_of(points, lower_is_better=lower_is_better), points, lower_is_better)
         for is_refined, colour, marker, words in (
             (True, REFINED, "o", "with refiner"),
             (False, UNREFINED, "s", "predictor alone"),

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from flowturbo_trt.calibration.tune.errors import TuneError
-from flowturbo_trt.calibration.tune.front import Budget, pareto_front, ranked
+from flowturbo_trt.calibration.tune.front import Budget, ranked
 
 Point = tuple[float, float]
 A, B, C = (1.0, 0.9), (2.0, 0.5), (4.0, 0.1)
@@ -15,15 +15,6 @@ WORSE = [(1.0, 0.95), (2.5, 0.5), (3.0, 0.6), (5.0, 0.2)]
 
 def values(point: Point) -> Point:
     return point
-
-
-def test_the_front_is_what_nothing_is_better_than() -> None:
-    assert pareto_front([*WORSE, C, A, B], values) == FRONT
-    assert pareto_front([], values) == []
-
-
-def test_of_equals_one_is_enough() -> None:
-    assert pareto_front([B, B], values) == [B]
 
 
 def test_ranks_are_front_by_front() -> None:

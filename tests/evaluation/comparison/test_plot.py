@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from flowturbo_trt.evaluation.comparison.findings import Figure
-from flowturbo_trt.evaluation.comparison.plot import Point, draw, pareto_front
+from flowturbo_trt.evaluation.comparison.plot import Point, draw, front_of
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -31,10 +31,10 @@ def names(front: list[Point]) -> list[str]:
 
 
 def test_front_is_what_nothing_beats() -> None:
-    assert names(pareto_front(POINTS, lower_is_better=True)) == ["fast", "good", "best"]
-    assert names(pareto_front(POINTS[::-1], lower_is_better=True)) == ["fast", "twin", "best"]
-    assert names(pareto_front(POINTS, lower_is_better=False)) == ["fast", "beaten"]
-    assert names(pareto_front(POINTS[:1], lower_is_better=True)) == ["fast"]
+    assert names(front_of(POINTS, lower_is_better=True)) == ["fast", "good", "best"]
+    assert names(front_of(POINTS[::-1], lower_is_better=True)) == ["fast", "twin", "best"]
+    assert names(front_of(POINTS, lower_is_better=False)) == ["fast", "beaten"]
+    assert names(front_of(POINTS[:1], lower_is_better=True)) == ["fast"]
 
 
 def drawn(points: list[Point], **given: bool) -> tuple[str, ET.Element]:
