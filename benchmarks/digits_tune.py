@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from flowturbo_trt.benchmarks.tables import RESULTS
-from flowturbo_trt.bundle.amend import rewrite_manifest, with_schedule
+from flowturbo_trt.bundle.amend import save_schedule
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.calibration.endpoints import find_endpoints, make_rows
 from flowturbo_trt.calibration.solver_table import FitOptions, fit_table
@@ -64,7 +64,7 @@ def add_table(bundle: Bundle) -> Bundle:
             for count, seed in ((TRAJECTORIES, FIRST_SEED), (HELD_OUT, FIRST_SEED + TRAJECTORIES))
         )
     fit = fit_table(load_torch_networks(bundle, TorchOptions()), "lms7", train, held_out, TABLE)
-    return rewrite_manifest(bundle, with_schedule(bundle.manifest, Schedule.of_table(fit.table)))
+    return save_schedule(bundle, Schedule.of_table(fit.table))
 
 
 def checks(tuned: Tuned, seconds: float) -> list[Check]:

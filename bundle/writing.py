@@ -11,6 +11,8 @@ from flowturbo_trt.bundle.manifest import FORMAT, BundleError, Manifest
 from flowturbo_trt.bundle.manifest_json import to_json
 from flowturbo_trt.bundle.store import MANIFEST
 
+# Beside the manifest while it is exchanged (bundle/amend.py), and after a sudden end.
+LOCK, PARTIAL = f"{MANIFEST}.lock", f"{MANIFEST}.partial"
 # linux/fcntl.h and linux/fs.h
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -41,7 +43,7 @@ def _check_bundle(out: Path) -> None:
     """Refuse to replace what is no bundle, or holds anything beside one."""
     try:
         data = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        files = {MANIFEST, *data["files"]} if data["format"] == FORMAT else None
+        files = {MANIFEST, LOCK, PARTIAL, *data["files"]} if data["format"] == FORMAT else None
     except (OSError, ValueError, KeyError, TypeError):
         files = None
     if files is None:

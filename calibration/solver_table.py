@@ -7,7 +7,7 @@ a solver of a model's own: they are fitted on some hundred trajectories, and jud
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flowturbo_trt.calibration.endpoints import CalibrationError, Endpoints, Progress
 from flowturbo_trt.evaluation.torch_reference import TorchNetworks
+from flowturbo_trt.runtime.programs import choose_variant
 from flowturbo_trt.runtime.request import Request
 from flowturbo_trt.sampling.steps import Passed, linear_multistep, multistep_weights
 from flowturbo_trt.sampling.table import SolverTable
@@ -71,6 +72,10 @@ class Look:
     error: float
     trained_error: float | None
 
+    def describe(self) -> dict[str, Any]:
+        # JSON has no number for what is not finite.
+        return {**asdict(self), "error": self.error if math.isfinite(self.error) else None}
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -93,7 +98,7 @@ class Fit:
             "order": self.order,
             "initial_errors": self.initial,
             "held_out_error": self.error,
-            "looks": [asdict(look) for look in self.looks],
+            "looks": [look.describe() for look in self.looks],
             "seconds": self.seconds,
         }
 
@@ -119,29 +124,41 @@ def fit_table(
     order = min(initial, key=lambda order: initial[order])
     learnable = LearnableTable.adams_bashforth(order, options)
     best, looks = learnable.table(name), [Look(0, initial[order], None)]
-    optimizer = torch.optim.Adam(learnable.parameters(), lr=options.learning_rate, betas=(0.9, 0.95))
-    errors: list[float] = []
-    for step, rows in enumerate(_batches(len(train), options), start=1):
-        for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * (1 - (step - 1) / options.steps)
-        optimizer.zero_grad()
-        loss = sampler.losses(learnable, train, rows).mean()
-        loss.backward()
-        if not math.isfinite(loss.item()):
-            raise CalibrationError(f"the error is {loss.item()} at step {step}; use a smaller learning_rate")
-        optimizer.step()
-        errors.append(loss.item())
+    losses: list[float] = []
+    for step, loss in enumerate(_descend(sampler, learnable, train, options), start=1):
+        if not math.isfinite(loss):
+            if _best(looks) == 0:
+                raise CalibrationError(f"the error is {loss} at step {step}; use a smaller learning_rate")
+            break
+        losses.append(loss)
         late = time.monotonic() - started > options.seconds
         if step % options.look_every == 0 or step == options.steps or late:
-            error = sampler.error(learnable, held_out)
-            looks.append(Look(step, error, math.sqrt(sum(errors) / len(errors))))
-            errors.clear()
-            if error <= min(look.error for look in looks):
+            looks.append(Look(step, sampler.error(learnable, held_out), math.sqrt(sum(losses) / len(losses))))
+            losses.clear()
+            if looks[-1].error <= min(look.error for look in looks):
                 best = learnable.table(name)
-            progress(f"held-out error {error:.4f}", step, options.steps)
+            progress(f"held-out error {looks[-1].error:.4f}", step, options.steps)
             if late or _is_stuck(looks, options.patience):
                 break
     return Fit(best, order, initial, tuple(looks), time.monotonic() - started)
+
+
+def _descend(
+    sampler: "_Sampler", learnable: "LearnableTable", train: Endpoints, options: FitOptions
+) -> Iterator[float]:
+    """Take optimizer steps; yield the mean squared error that each began with. One not finite is the last."""
+    optimizer = torch.optim.Adam(learnable.parameters(), lr=options.learning_rate, betas=(0.9, 0.95))
+    for step, rows in enumerate(_batches(len(train), options)):
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate * (1 - step / options.steps)
+        optimizer.zero_grad()
+        loss = sampler.losses(learnable, train, rows).mean()
+        if not math.isfinite(loss.item()):
+            yield loss.item()
+            return
+        loss.backward()
+        optimizer.step()
+        yield loss.item()
 
 
 class LearnableTable(nn.Module):
@@ -196,7 +213,9 @@ class _Sampler:
     def losses(self, table: LearnableTable, endpoints: Endpoints, rows: NDArray[np.int64]) -> Tensor:
         """Return the squared relative error (n) of some rows' endpoints."""
         times, weights = table()
-        field = _Field(self._networks, endpoints.request, rows, recompute=self._options.recompute)
+        request = endpoints.request
+        variant = choose_variant(self._networks.manifest, is_unguided=request.is_unguided)
+        field = _Field(self._networks, variant, request, rows, recompute=self._options.recompute)
         # With an axis for the halves of guidance, as the velocities have it.
         x: Any = self._networks.tensor(endpoints.noise[rows])[:, None]
         passed: Passed = ()
@@ -210,10 +229,11 @@ class _Sampler:
 
     @torch.no_grad()
     def error(self, table: LearnableTable, endpoints: Endpoints) -> float:
-        """Return the root mean squared relative error of all rows."""
+        """Return the root mean squared relative error of all rows; ∞ where it is not finite."""
         parts = np.array_split(np.arange(len(endpoints)), math.ceil(len(endpoints) / self._options.batch))
         losses = torch.cat([self.losses(table, endpoints, rows) for rows in parts])
-        return math.sqrt(losses.double().mean().item())
+        error = math.sqrt(losses.double().mean().item())
+        return error if math.isfinite(error) else math.inf
 
 
 class _Field:
@@ -223,11 +243,17 @@ class _Field:
     """
 
     def __init__(
-        self, networks: TorchNetworks, request: Request, rows: NDArray[np.int64], *, recompute: bool
+        self,
+        networks: TorchNetworks,
+        variant: str,
+        request: Request,
+        rows: NDArray[np.int64],
+        *,
+        recompute: bool,
     ) -> None:
         self._networks = networks
         self._recompute = recompute
-        self._variant = "unguided" if request.is_unguided else "guided"
+        self._variant = variant
         self._bound = {name: networks.tensor(values[rows]) for name, values in request.conditions.items()}
         if self._variant == "guided":
             self._bound["guidance"] = networks.tensor(request.guidance[rows])
@@ -263,5 +289,8 @@ def _batches(count: int, options: FitOptions) -> Iterator[NDArray[np.int64]]:
 
 
 def _is_stuck(looks: list[Look], patience: int) -> bool:
-    best = min(range(len(looks)), key=lambda i: looks[i].error)
-    return len(looks) - 1 - best >= patience
+    return len(looks) - 1 - _best(looks) >= patience
+
+
+def _best(looks: Sequence[Look]) -> int:
+    return min(range(len(looks)), key=lambda i: looks[i].error)

@@ -53,7 +53,11 @@ from flowturbo_trt.runtime.backend import BACKENDS, DEFAULT_BACKEND
     type=click.Path(path_type=Path),
     help="What is in 8 bits where the precision is int8 or fp8 (see `calibrate precision`).",
 )
-@click.option("--force", is_flag=True, help="Take a recipe whose gate did not hold; the manifest says so.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Take a recipe whose gate did not hold, or 8 bits that a backend only emulates; the manifest says so.",
+)
 @click.option(
     "--variant",
     "variants",
@@ -82,7 +86,9 @@ from flowturbo_trt.runtime.backend import BACKENDS, DEFAULT_BACKEND
 )
 @click.option("--separate-plans", is_flag=True, help="A TensorRT plan for each batch size, not one for all.")
 @click.option(
-    "--strip", is_flag=True, help="Leave out float32 graphs that no engine loads (not for `verify`)."
+    "--strip",
+    is_flag=True,
+    help="Leave out float32 graphs that no engine loads (not for `verify`, `calibrate`).",
 )
 @click.option(
     "--preflight/--no-preflight",

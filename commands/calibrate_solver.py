@@ -9,14 +9,15 @@ from typing import Any
 import click
 import onnxruntime
 
-from flowturbo_trt.bundle.amend import check_writable, rewrite_manifest, with_schedule
+from flowturbo_trt.bundle.amend import check_writable, save_schedule, with_schedule
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.calibration.solver import Solver, SolverOptions, calibrate_solver
+from flowturbo_trt.calibration.solver import Solver, SolverOptions, calibrate_solver, template
 from flowturbo_trt.calibration.solver_table import FitOptions
 from flowturbo_trt.commands.common import JSON_VERSION, Console, make_command
 from flowturbo_trt.commands.files import check_outputs
 from flowturbo_trt.commands.running import running_options
 from flowturbo_trt.evaluation.torch_reference import TorchOptions, load_torch_networks
+from flowturbo_trt.runtime.backend import default_backend, default_device
 from flowturbo_trt.runtime.pipeline import Pipeline
 
 NAME = "calibrate solver"
@@ -55,7 +56,14 @@ NAME = "calibrate solver"
     type=click.IntRange(min=1),
     default=SolverOptions.held_out,
     show_default=True,
-    help="Further noises, to judge by.",
+    help="Further noises, by which the fit ends and its best table is taken.",
+)
+@click.option(
+    "--judged",
+    type=click.IntRange(min=1),
+    default=SolverOptions.judged,
+    show_default=True,
+    help="Further noises, that the errors told are of.",
 )
 @click.option(
     "--reference",
@@ -66,7 +74,7 @@ NAME = "calibrate solver"
 @click.option(
     "--beside",
     multiple=True,
-    help="Schedules to judge on the held-out noises as well. Default: the bundle's default, and AB2xN.",
+    help="Schedules to judge as well. Default: the bundle's default, and AB2xN.",
 )
 @click.option("--steps", type=int, default=FitOptions.steps, show_default=True, help="Optimizer steps.")
 @click.option(
@@ -124,20 +132,23 @@ def command(
     bundle = Bundle.open(path)
     if save:
         check_writable(bundle)
+        with_schedule(bundle.manifest, template(options, fitting))
     with (
         contextlib.closing(
             Pipeline.load(path, backend=backend, device=device, threads=threads, provider=provider)
         ) as pipeline,
         console.progress() as progress,
     ):
-        networks = load_torch_networks(bundle, TorchOptions(device=device or "cpu", threads=threads))
+        # Where the engines run, the fit does too.
+        where = device or default_device(backend or default_backend(bundle.manifest), provider)
+        networks = load_torch_networks(bundle, TorchOptions(device=where, threads=threads))
         solver = calibrate_solver(pipeline, networks, options, fitting, progress)
     document = {"command": NAME, "bundle": str(path), "reference": options.reference, **solver.describe()}
     if out is not None:
         text = json.dumps({"version": JSON_VERSION, **document}, indent=1, ensure_ascii=False)
         out.write_text(f"{text}\n", encoding="utf-8")
     if save:
-        rewrite_manifest(bundle, with_schedule(bundle.manifest, solver.schedule, default=as_default))
+        save_schedule(bundle, solver.schedule, default=as_default)
     console.result(document, "\n".join(lines(solver)))
 
 
@@ -147,7 +158,7 @@ def lines(solver: Solver) -> list[str]:
     found = [
         f"{solver.schedule}: fitted in {fit.looks[-1].step} steps, {fit.seconds:.0f} s, "
         f"from Adams–Bashforth of order {fit.order}",
-        "distance from the true endpoint, relative, mean of held-out noises:",
+        "distance from the true endpoint, relative, mean of noises that it was not fitted on:",
         *_rows(solver.errors),
     ]
     for scale, errors in solver.errors_at.items():

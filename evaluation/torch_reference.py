@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from flowturbo_trt.bundle.manifest import Manifest
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.evaluation.torch_weights import rebuild, rebuild_whole
 from flowturbo_trt.sampling import reference
@@ -77,6 +78,11 @@ class TorchNetworks:
             self._module(network, variant, rebuild_whole)
         if decode:
             self._module("decoder", None, rebuild_whole)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the networks' bundle says about itself."""
+        return self._bundle.manifest
 
     @property
     def weight_bytes(self) -> int:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from flowturbo_trt.bundle.environment import versions
 from flowturbo_trt.bundle.manifest import Manifest
-from flowturbo_trt.bundle.store import MANIFEST, Bundle, sha256
+from flowturbo_trt.bundle.store import Bundle
+from flowturbo_trt.generation.identity import identity
 from flowturbo_trt.generation.plan import GenerationError, GenerationPlan, PlanError
 from flowturbo_trt.runtime.backend import default_backend, default_device
 from flowturbo_trt.runtime.programs import choose_variant, find_program
@@ -67,7 +68,7 @@ def make_plan(path: Path, options: GenerationOptions) -> GenerationPlan:
     _check_engines(manifest, schedule, guidance, backend)
     (label,) = manifest.model.conditions
     return GenerationPlan(
-        bundle=sha256(bundle.path / MANIFEST),
+        bundle=identity(manifest, str(schedule)),
         num=options.num,
         schedule=str(schedule),
         guidance=guidance,

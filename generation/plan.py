@@ -48,7 +48,7 @@ class PlanError(GenerationError):
 class GenerationPlan:
     """What determines the images of a set; `generation.request.make_plan` makes one for a bundle.
 
-    `bundle` is the sha256 of the bundle's manifest, which names all its files by theirs; `labels` is
+    `bundle` is the bundle's generation.identity, which names all its files by theirs; `labels` is
     balanced, random, or a list; `classes` are the lowest and the highest label of the model; `batch` is
     the images of one request, which the bundle's own batch sizes divide further; `image` is (H,W);
     `software` holds the versions of the packages that the bits depend on.

@@ -12,11 +12,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flowturbo_trt.bundle.store import MANIFEST, sha256
+from flowturbo_trt.bundle.store import read_manifest
+from flowturbo_trt.generation.identity import identity
 from flowturbo_trt.generation.options import installed_software
 from flowturbo_trt.generation.plan import GenerationError, GenerationPlan
 from flowturbo_trt.generation.shards import encode_shard
 from flowturbo_trt.runtime.pipeline import Pipeline
+from flowturbo_trt.sampling.errors import FlowTurboError
 
 # One is being made while the one before is copied out and encoded.
 REQUESTS_AT_ONCE = 2
@@ -104,12 +106,14 @@ def _images(pipeline: Pipeline, plan: GenerationPlan, batch: range) -> NDArray[n
 def check_alike(job: Job) -> None:
     """Raise WorkerError unless bundle and software here are those of the plan."""
     plan, where = job.plan, socket.gethostname()
-    path = job.bundle / MANIFEST
-    found = sha256(path) if path.is_file() else None
+    try:
+        found = identity(read_manifest(job.bundle), plan.schedule)
+        told = f"another bundle ({found[:12]})"
+    except FlowTurboError as error:
+        found, told = None, f"no bundle to make them from ({error})"
     if found != plan.bundle:
-        told = "no bundle" if found is None else f"another bundle (manifest {found[:12]})"
         raise WorkerError(
-            f"{job.bundle} on {where}: {told}, expected that of the plan (manifest {plan.bundle[:12]}); "
+            f"{job.bundle} on {where}: {told}, expected that of the plan ({plan.bundle[:12]}); "
             "put the same bundle at the same path on every machine"
         )
     installed = installed_software(plan.backend, plan.format)

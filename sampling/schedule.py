@@ -172,8 +172,8 @@ def _named(name: str, tables: Iterable[SolverTable]) -> SolverTable:
     known = {table.name: table for table in tables}
     if name not in known:
         raise ScheduleError(
-            f"table:{name}: there is no such table here (there are: {', '.join(known) or 'none'}); a bundle "
-            "has those that it was given"
+            f"table:{name}: there is no such table here (there are: {', '.join(known) or 'none'}); only "
+            "bundles have tables, from `calibrate solver`"
         )
     return known[name]
 

@@ -81,7 +81,7 @@ def _bare(reason: str, text: str) -> str:
 
 
 def _find(manifest: Manifest, text: str, variant: str, backend: str, batch: int) -> Case:
-    schedule = Schedule.parse(text)
+    schedule = manifest.schedule(text)
     program = find_program(manifest, schedule, variant)
     engines = tuple(
         manifest.engine(network, evaluated, backend, batch if evaluated else None)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowturbo_trt.bundle.manifest import Manifest
-from flowturbo_trt.bundle.store import read_manifest
+from flowturbo_trt.bundle.store import MANIFEST, read_manifest, sha256
 from flowturbo_trt.evaluation.comparison.cases import Case, distinct, find_cases, meaning
 from flowturbo_trt.evaluation.comparison.errors import ComparisonError
 from flowturbo_trt.evaluation.comparison.findings import Setting
@@ -17,6 +17,7 @@ from flowturbo_trt.evaluation.comparison.options import ComparisonOptions
 from flowturbo_trt.evaluation.quality.extractor import Extractor
 from flowturbo_trt.evaluation.quality.judge import check_metrics, choose, open_extractor, open_reference
 from flowturbo_trt.evaluation.quality.reference import Reference
+from flowturbo_trt.generation.identity import identity
 from flowturbo_trt.generation.options import GenerationOptions, cores, make_plan
 from flowturbo_trt.generation.plan import GenerationPlan
 from flowturbo_trt.runtime.backend import default_device
@@ -37,7 +38,7 @@ class Judges:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is compared and by what; `plan` is that of every schedule but for its name."""
+    """What is compared and by what; `plan` is that of one schedule, for `plan_of` others."""
 
     bundle: Path
     manifest: Manifest
@@ -48,7 +49,7 @@ class Preparation:
     setting: Setting
 
     def plan_of(self, case: Case) -> GenerationPlan:
-        return replace(self.plan, schedule=case.name)
+        return replace(self.plan, schedule=case.name, bundle=identity(self.manifest, case.name))
 
 
 def prepare(options: ComparisonOptions, say: Say, progress: Progress) -> Preparation:
@@ -67,7 +68,7 @@ def prepare(options: ComparisonOptions, say: Say, progress: Progress) -> Prepara
     judges = _open_judges(options, plan, device, progress)
     setting = Setting(
         bundle=options.bundle.resolve().name,
-        bundle_sha256=plan.bundle,
+        bundle_sha256=sha256(options.bundle / MANIFEST),
         backend=plan.backend,
         device=device,
         provider=plan.provider,

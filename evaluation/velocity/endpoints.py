@@ -52,7 +52,8 @@ def endings(schedule: Schedule, *, refines: bool) -> tuple[Ending, ...]:
     others = (
         Ending("perfect", schedule, PerfectRefiner),
         Ending("reused", schedule, ReusedVelocity),
-        Ending("left out", without_refiner(schedule), _unchanged),
+        # A table's coefficients are for all of its steps.
+        *([Ending("left out", without_refiner(schedule), _unchanged)] if schedule.table is None else []),
     )
     return (replace(as_is, name="refined"), *others) if refines else others
 

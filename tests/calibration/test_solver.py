@@ -24,7 +24,7 @@ from flowturbo_trt.sampling.schedule import Schedule, ScheduleError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-OPTIONS = SolverOptions(trajectories=8, held_out=4, reference="H10", beside=("AB2x3", "H1P1R1"))
+OPTIONS = SolverOptions(trajectories=8, held_out=4, judged=5, reference="H10", beside=("AB2x3", "H1P1R1"))
 FITTING = FitOptions(evaluations=3, steps=4, batch=4, look_every=2)
 
 
@@ -35,13 +35,13 @@ def calibrate(path: Path, fitting: FitOptions = FITTING, **changed: Any) -> Solv
 
 
 def test_errors_are_of_noise_it_never_saw(tiny_bundle: Path) -> None:
-    """By the pipeline, at the scale it was fitted at and at others."""
+    """Nor was stopped by; by the pipeline, at the scale it was fitted at and at others."""
     pipeline = Pipeline.load(tiny_bundle, threads=1)
     found = calibrate(tiny_bundle, seed=3, guidance=(2.0,), also_at=(3.0, 1.0))
     assert found.schedule == Schedule.of_table(found.fit.table)
     assert str(found.schedule) == "table:lms3"
     for scale, errors in ((2.0, found.errors), *found.errors_at.items()):
-        request = make_rows(pipeline.manifest, 4, 3 + 8, [scale])
+        request = make_rows(pipeline.manifest, 5, 3 + 8 + 4, [scale])
         truth = find_endpoints(pipeline, request, "H10", lambda what, done, total: None)
         assert list(errors) == ["table:lms3", "AB2x3", "H1P1R1"]
         for text, error in errors.items():
@@ -67,7 +67,7 @@ def test_what_it_is_held_against_by_default(tiny_bundle: Path) -> None:
         ({}, {"reference": "H1x"}, ScheduleError, "H1x"),
         ({}, {"beside": ("table:none",)}, ScheduleError, "none"),
         ({}, {"name": "a b"}, FlowTurboError, "expected a name of letters"),
-        ({}, {"held_out": 0}, CalibrationError, "8 trajectories, 0 held out and seed 0"),
+        ({}, {"held_out": 0}, CalibrationError, "8 trajectories, 0 held out, 5 judged and seed 1000000"),
         ({"batch": 9}, {}, CalibrationError, "batch is 9, there are 8 trajectories to fit on"),
     ],
 )
@@ -85,6 +85,23 @@ def test_refused_before_anything_long(
     monkeypatch.setattr(solver_module, "find_endpoints", follow)
     with pytest.raises(error, match=message):
         calibrate(tiny_bundle, replace(FITTING, **fitting), **changed)
+
+
+def test_scale_1_with_guided_engines_alone(tiny_bundle: Path) -> None:
+    """Both fit and pipeline run the guided ones."""
+    manifest = Bundle.open(tiny_bundle).manifest
+    assert "unguided" not in manifest.programs[manifest.default_schedule]
+    found = calibrate(tiny_bundle, guidance=(1.0,))
+    assert found.errors["AB2x3"] == pytest.approx(found.fit.initial[2], rel=0.5)
+
+
+def test_bundle_without_float32_graphs(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solver_module, "find_endpoints", None)
+    stripped = Bundle(tiny_bundle, replace(Bundle.open(tiny_bundle).manifest, graphs=()))
+    with pytest.raises(FlowTurboError, match="has no graph of the guided predictor"):
+        calibrate_solver(
+            Pipeline.load(tiny_bundle, threads=1), TorchNetworks(stripped, TorchOptions()), OPTIONS, FITTING
+        )
 
 
 def test_refiner_that_is_not_there(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,23 @@ def test_error_that_is_not_finite(tiny: Fitting) -> None:
         fit_table(tiny.networks, "ours", broken, tiny.held_out, OPTIONS)
 
 
+def test_divergence_after_something_better(golden: Fitting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends the fit with what was found."""
+    losses = _Sampler.losses
+    asked: list[int] = []
+
+    def diverge(self: _Sampler, table: LearnableTable, endpoints: Endpoints, rows: Any) -> Any:
+        found = losses(self, table, endpoints, rows)
+        asked.extend([1] if endpoints is golden.train else [])
+        return found * float("nan") if len(asked) > 12 else found
+
+    whole = golden.fit(learning_rate=0.003, steps=20)
+    monkeypatch.setattr(_Sampler, "losses", diverge)
+    fit = golden.fit(learning_rate=0.003, steps=20)
+    assert fit.looks == whole.looks[:3]
+    assert fit.error < fit.looks[0].error
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

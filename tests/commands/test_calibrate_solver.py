@@ -15,7 +15,7 @@ from flowturbo_trt.sampling.schedule import Schedule
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Run = Callable[..., Result]
-QUICK = ("--evaluations", 3, "--steps", 4, "--batch", 4, "--trajectories", 8, "--held-out", 4)
+QUICK = ("--evaluations", 3, "--steps", 4, "--batch", 4, "--trajectories", 8, "--held-out", 4, "--judged", 4)
 COARSE = (*QUICK, "--reference", "H10", "--threads", 1)
 
 
@@ -23,7 +23,7 @@ def test_table_in_the_bundle(run: Run, tiny_copy: Path, here: Path) -> None:
     before = Bundle.open(tiny_copy).manifest
     text = run("calibrate", "solver", tiny_copy, *COARSE, "--save").stdout
     assert text.startswith("table:lms3: fitted in 4 steps, ")
-    assert "mean of held-out noises" in text
+    assert "mean of noises that it was not fitted on" in text
     assert [line.split()[0] for line in text.splitlines()[2:]] == [
         "table:lms3",
         before.default_schedule,
@@ -100,6 +100,13 @@ def test_name_that_is_taken(fails: Callable[..., str], run: Run, tiny_copy: Path
     run("calibrate", "solver", tiny_copy, *COARSE, "--save")
     again = fails("calibrate", "solver", tiny_copy, *COARSE, "--seed", 5, "--save")
     assert again == "the bundle has a table lms3 already; give another name"
+
+
+def test_name_that_is_taken_elsewhere(run: Run, tiny_copy: Path, here: Path) -> None:
+    """A file does not mind."""
+    run("calibrate", "solver", tiny_copy, *COARSE, "--save")
+    run("calibrate", "solver", tiny_copy, *COARSE, "--seed", 5, "--out", here / "other.json")
+    assert json.loads((here / "other.json").read_text())["table"]["name"] == "lms3"
 
 
 def test_schedule_reads_as_it_is_written(run: Run, tiny_copy: Path) -> None:

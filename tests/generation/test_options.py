@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from flowturbo_trt.bundle.store import sha256
+from flowturbo_trt.bundle.store import Bundle
+from flowturbo_trt.generation.identity import identity
 from flowturbo_trt.generation.options import GenerationOptions, check_disk, make_plan
 from flowturbo_trt.generation.plan import GenerationError
 from flowturbo_trt.sampling.errors import FlowTurboError
@@ -17,7 +18,7 @@ from flowturbo_trt.tests.generation.sets import small_plan
 
 def test_defaults_are_the_bundles(tiny_bundle: Path) -> None:
     plan = make_plan(tiny_bundle, GenerationOptions())
-    assert plan.bundle == sha256(tiny_bundle / "manifest.json")
+    assert plan.bundle == identity(Bundle.open(tiny_bundle).manifest, "H1P1R1")
     assert (plan.num, plan.schedule, plan.guidance) == (50_000, "H1P1R1", 2)
     assert (plan.labels, plan.classes, plan.seed) == ("balanced", (0, 2), 0)
     assert (plan.format, plan.shard_size, plan.batch, plan.image) == ("npz", 500, 3, (8, 8))

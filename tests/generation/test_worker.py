@@ -10,6 +10,7 @@ from flowturbo_trt.generation.run import Workers, generate_images
 from flowturbo_trt.generation.shards import ShardedImages
 from flowturbo_trt.generation.worker import WorkerError
 from flowturbo_trt.runtime.pipeline import Pipeline
+from flowturbo_trt.tests.bundles import edit_manifest
 from flowturbo_trt.tests.generation.sets import small_plan
 
 
@@ -39,12 +40,12 @@ def test_images_are_those_of_the_pipeline(
 def test_error_in_a_worker_is_raised_as_it_is(tiny_bundle: Path, tmp_path: Path) -> None:
     plan = small_plan(tiny_bundle)
     moved = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-    (moved / "manifest.json").write_text((moved / "manifest.json").read_text() + " ")
+    edit_manifest(moved, lambda manifest: manifest.update(licence="another"))
     for workers in (Workers(1), Workers(2)):
-        with pytest.raises(WorkerError, match=r"another bundle \(manifest .*\), expected that of the plan"):
+        with pytest.raises(WorkerError, match=r"another bundle \(.*\), expected that of the plan"):
             generate_images(plan, moved, tmp_path / "set", workers)
     (moved / "manifest.json").unlink()
-    with pytest.raises(WorkerError, match="no bundle, expected that of the plan"):
+    with pytest.raises(WorkerError, match=r"no bundle to make them from .*, expected that of the plan"):
         generate_images(plan, moved, tmp_path / "set")
 
 

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from flowturbo_trt.bundle.amend import with_schedule
 from flowturbo_trt.bundle.manifest import Manifest
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.evaluation.comparison.cases import count_operations, distinct, find_cases
 from flowturbo_trt.evaluation.comparison.errors import ComparisonError
 from flowturbo_trt.evaluation.cost import engine_cost, program_cost
 from flowturbo_trt.runtime.programs import find_program
+from flowturbo_trt.sampling.schedule import Schedule
+from flowturbo_trt.sampling.table import SolverTable
 
 
 @pytest.fixture
@@ -57,6 +60,15 @@ def test_cases_are_of_the_variant_and_batch_that_run(golden_bundle: Path) -> Non
         assert case.precision == "fp32"
     with pytest.raises(ComparisonError, match="H2: the bundle has no guided predictor engine"):
         find_cases(manifest, ["H2"], "onnxruntime", 5, is_unguided=False)
+
+
+def test_tables_are_the_bundles_own(manifest: Manifest) -> None:
+    table = SolverTable("ours", (0, 0.4, 1), ((0.4,), (-0.2, 0.8)))
+    tabled = with_schedule(manifest, Schedule.of_table(table))
+    (case,) = find_cases(tabled, ["table:ours"], "onnxruntime", 3, is_unguided=False)
+    assert case.program == tabled.programs["table:ours"]["guided"]
+    with pytest.raises(ComparisonError, match="table:none: there is no such table here"):
+        find_cases(tabled, ["table:none"], "onnxruntime", 3, is_unguided=False)
 
 
 def test_operations_are_those_of_the_program_and_the_decoder(manifest: Manifest) -> None:

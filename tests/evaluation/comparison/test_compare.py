@@ -1,6 +1,7 @@
 """A real comparison of tiny networks: its figures found another way, and earlier results used rightly."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowturbo_trt.bundle.store import MANIFEST, sha256
+from flowturbo_trt.bundle.amend import save_schedule
+from flowturbo_trt.bundle.store import MANIFEST, Bundle, sha256
 from flowturbo_trt.evaluation.comparison import compare as comparing
 from flowturbo_trt.evaluation.comparison.compare import compare
 from flowturbo_trt.evaluation.comparison.errors import ComparisonError
@@ -23,6 +25,8 @@ from flowturbo_trt.generation.options import GenerationOptions, make_plan
 from flowturbo_trt.generation.plan import PlanError
 from flowturbo_trt.runtime.pipeline import Pipeline
 from flowturbo_trt.runtime.request import RequestError
+from flowturbo_trt.sampling.schedule import Schedule
+from flowturbo_trt.sampling.table import SolverTable
 
 from .comparisons import NUM, small_options
 from .conftest import Made
@@ -144,6 +148,16 @@ def test_a_schedule_more_is_all_that_is_done(made: Made, generated: list[str]) -
     found = again(replace(made.options, schedules=("H2", "E3")), made.out, [])
     assert generated == ["E3"]
     assert quality(found)["H2"] == quality(made.comparison)["H2"]
+
+
+def test_another_table_of_a_name_is_measured_anew(made: Made, generated: list[str], tmp_path: Path) -> None:
+    """And what other schedules gave is used again, whichever table the bundle has."""
+    for number, time in enumerate((0.4, 0.5)):
+        copy = Path(shutil.copytree(made.options.bundle, tmp_path / str(number) / made.options.bundle.name))
+        table = SolverTable("ours", (0, time, 1), ((0.4,), (-0.2, 0.8)))
+        save_schedule(Bundle.open(copy), Schedule.of_table(table))
+        again(replace(made.options, bundle=copy, schedules=("H2", "table:ours")), made.out, [])
+    assert generated == ["table:ours", "table:ours"]
 
 
 @pytest.mark.parametrize(

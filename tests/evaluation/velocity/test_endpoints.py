@@ -5,6 +5,7 @@ import pytest
 
 from flowturbo_trt.evaluation.velocity.endpoints import endings, endpoint_errors, without_refiner
 from flowturbo_trt.sampling.schedule import Schedule
+from flowturbo_trt.sampling.table import SolverTable
 from flowturbo_trt.tests.evaluation.velocity.fields import KnownField, RefinedField, noise
 
 
@@ -41,6 +42,13 @@ def test_what_is_compared(schedule: str, refines: bool, names: list[str]) -> Non
     ways = endings(Schedule.parse(schedule), refines=refines)
     assert [way.name for way in ways] == names
     assert str(ways[-1].schedule) == schedule.replace("R1", "")
+
+
+def test_a_table_is_not_without_its_refined_steps() -> None:
+    """Its coefficients are for all of them."""
+    table = SolverTable("ours", (0, 0.4, 1), ((0.4,), (-0.2, 0.8)), refined=1)
+    ways = endings(Schedule.of_table(table), refines=True)
+    assert [way.name for way in ways] == ["refined", "perfect", "reused"]
 
 
 def test_errors_of_every_way() -> None:
