@@ -7,14 +7,14 @@ from typing import Any
 import click
 import onnxruntime
 
-from flowturbo_trt.bundle.amend import rewrite_manifest, with_schedule
+from flowturbo_trt.bundle.amend import check_writable, save_schedule
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.calibration.tune.description import choose, describe, lines
 from flowturbo_trt.calibration.tune.figure import draw
 from flowturbo_trt.calibration.tune.front import Budget
 from flowturbo_trt.calibration.tune.options import FidOptions, TuneOptions
 from flowturbo_trt.calibration.tune.preparation import Preparation, prepared
-from flowturbo_trt.calibration.tune.results import Result
+from flowturbo_trt.calibration.tune.results import Tuned
 from flowturbo_trt.calibration.tune.tuning import tune
 from flowturbo_trt.commands.common import CHECK_FAILED, JSON_VERSION, Console, make_command
 from flowturbo_trt.commands.diagnose import make_folder
@@ -40,7 +40,8 @@ DOCUMENT, PICTURE = "tune.json", "tune.png"
     "--also",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Bundles of the same model at other precisions or on other backends, to choose from as well.",
+    help="Bundles of the same model at other precisions or on other backends, to choose from as well: on "
+    "--backend where they have engines for it, and there with --device and --provider.",
 )
 @click.option(
     "--guidance", type=float, multiple=True, help="Scales to search at, in turn. Default: the bundle's."
@@ -57,7 +58,7 @@ DOCUMENT, PICTURE = "tune.json", "tune.png"
     type=int,
     default=TuneOptions.held_out,
     show_default=True,
-    help="Further noises, to judge by.",
+    help="Further noises, which the search does not see, and by which front and winner are chosen.",
 )
 @click.option(
     "--reference",
@@ -68,7 +69,7 @@ DOCUMENT, PICTURE = "tune.json", "tune.png"
 @click.option(
     "--evaluations",
     type=int,
-    help="Most evaluations of the predictor. Default: 12, or 2 more than the bundle's default schedule.",
+    help="Most evaluations of the predictor. Default: 12, or 2 more than the schedule it was built with.",
 )
 @click.option("--refined", type=int, default=TuneOptions.refined, show_default=True, help="Most R steps.")
 @click.option(
@@ -124,10 +125,7 @@ def command(
     flowturbo_trt tune bundle --out tuned --budget-ms 40 --save
     """
     budget = Budget(budget_ms, budget_error)
-    if save and not budget.is_set:
-        raise click.UsageError("--save writes what a budget names; give --budget-ms or --budget-error")
-    if (extractor is None) != (images is None):
-        raise click.UsageError("FID takes both --extractor and --images")
+    check_usage(extractor, images, budget, save=save)
     if not console.shows_tracebacks:
         # What ONNX Runtime would print is raised as an error as well. The process is ours to silence.
         onnxruntime.set_default_logger_severity(4)
@@ -139,31 +137,43 @@ def command(
         **given,
     )
     with prepared(options) as found:
+        for engines in found.engines.values() if save else ():
+            check_writable(engines.bundle)
         make_folder(out)
         with console.progress() as progress:
             tuned = tune(found, out, progress)
-        document = {"command": NAME, "bundle": str(bundle), **describe(found, tuned, budget)}
-        text = lines(found, tuned, budget)
-        draw(found, tuned, budget, out / PICTURE)
     winner = choose(tuned, budget)
-    saved = str(write(found, winner)) if save and winner is not None else None
-    report(console, out, {**document, "saved": saved}, text)
+    target = found.engines[winner.candidate.engines].bundle if save and winner is not None else None
+    # What was found is told first: a bundle that cannot be written then takes nothing of it away.
+    report(console, out, found, tuned, budget, target)
+    if target is not None and winner is not None:
+        save_schedule(target, winner.candidate.schedule, default=True)
+        console.info(f"{winner.name} is the default schedule of {target.path} now.")
     if budget.is_set and winner is None:
         raise click.exceptions.Exit(CHECK_FAILED)
 
 
-def report(console: Console, out: Path, document: dict[str, Any], text: list[str]) -> None:
-    """Write the document, and tell it."""
+def check_usage(extractor: Path | None, images: Path | None, budget: Budget, *, save: bool) -> None:
+    """Refuse options that mean nothing without others."""
+    if save and not budget.is_set:
+        raise click.UsageError("--save writes what a budget names; give --budget-ms or --budget-error")
+    if (extractor is None) != (images is None):
+        raise click.UsageError("FID takes both --extractor and --images")
+
+
+def report(
+    console: Console, out: Path, found: Preparation, tuned: Tuned, budget: Budget, target: Bundle | None
+) -> None:
+    """Write the document and the picture, and tell what was found; `target` is to get the winner."""
+    draw(found, tuned, budget, out / PICTURE)
+    document = {
+        "command": NAME,
+        "bundle": str(found.options.bundle),
+        **describe(found, tuned, budget),
+        "save_to": None if target is None else str(target.path),
+    }
     written = json.dumps({"version": JSON_VERSION, **document}, indent=1, ensure_ascii=False)
     (out / DOCUMENT).write_text(f"{written}\n", encoding="utf-8")
-    if document["saved"]:
-        text = [*text, f"It is the default schedule of {document['saved']} now."]
     files = [str(out / name) for name in (DOCUMENT, PICTURE)]
-    console.result({**document, "outputs": files}, "\n".join([*text, "", ", ".join(files)]))
-
-
-def write(found: Preparation, winner: Result) -> Path:
-    """Make a result its bundle's default schedule; returns the bundle's path."""
-    opened = Bundle.open(found.engines[winner.candidate.engines].path)
-    rewrite_manifest(opened, with_schedule(opened.manifest, winner.candidate.schedule, default=True))
-    return opened.path
+    text = [*lines(found, tuned, budget), "", ", ".join(files)]
+    console.result({**document, "outputs": files}, "\n".join(text))

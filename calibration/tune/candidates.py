@@ -49,7 +49,8 @@ class Space:
     """What may be tried on a bundle's engines with requests of a variant.
 
     `refines` and `unguides` say whether there are engines for R steps and for evaluations without
-    guidance. Candidates have at most `evaluations` of the predictor and `refined` steps R.
+    guidance: schedules of the bundle's own may use them all. Candidates have at most `evaluations` of the
+    predictor and `refined` steps R.
     """
 
     engines: str
@@ -62,7 +63,7 @@ class Space:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        return (*STEPS, REFINER) if self.refines else tuple(STEPS)
+        return (*STEPS, REFINER) if self.refines and self.refined else tuple(STEPS)
 
     @property
     def readings(self) -> tuple[str, ...]:

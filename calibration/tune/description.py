@@ -11,6 +11,9 @@ from flowturbo_trt.calibration.tune.results import Interval, Result, Tuned
 from flowturbo_trt.evaluation.report import machine
 
 NETWORKS = ("predictor", "refiner")
+# Of the settings, what is told with the engines or in another way.
+TOLD = ("engines", "backends", "devices", "providers", "machine")
+AGAIN = "quieten the machine or give more --max-seconds, and the same command times them again"
 
 
 def describe(prepared: Preparation, tuned: Tuned, budget: Budget) -> dict[str, Any]:
@@ -21,14 +24,15 @@ def describe(prepared: Preparation, tuned: Tuned, budget: Budget) -> dict[str, A
         "engines": {
             name: {
                 "bundle": str(engines.path),
-                "backend": engines.backend,
+                **asdict(engines.place),
                 "precision": engines.precision,
                 "ms_per_evaluation": {k: 1000 * v for k, v in tuned.models[name].evaluations.items()},
                 "ms_overhead": 1000 * tuned.models[name].overhead,
+                "is_stable": tuned.models[name].stable,
             }
             for name, engines in prepared.engines.items()
         },
-        **{name: value for name, value in prepared.settings().items() if name not in ("engines", "backends")},
+        **{name: value for name, value in prepared.settings().items() if name not in TOLD},
         "reference_engines": prepared.truest,
         "tried": len(tuned.tried),
         "latency_model_error": tuned.model_error,
@@ -82,8 +86,7 @@ def _verdict(prepared: Preparation, tuned: Tuned, budget: Budget) -> list[str]:
         f"{len(tuned.tried)} candidates were tried. What was expected of their times is within "
         f"{tuned.model_error:.0%} of what was measured, where all took {tuned.drift:.2f} times as long."
     ]
-    if unstable := [result.name for result in (*tuned.own, *tuned.found) if not result.latency.stable]:
-        text.append(f"The times of {len(unstable)} schedules are not known well: quieten the machine.")
+    text += _of_times(tuned)
     if tuned.dominating:
         best = tuned.dominating[0]
         ratio, (low, high) = best.error_ratio(baseline)
@@ -98,6 +101,15 @@ def _verdict(prepared: Preparation, tuned: Tuned, budget: Budget) -> list[str]:
     if budget.is_set:
         text.append(_of_budget(prepared, tuned, budget))
     return text
+
+
+def _of_times(tuned: Tuned) -> list[str]:
+    """Say which times are not known well."""
+    engines = [name for name, model in tuned.models.items() if not model.stable]
+    schedules = [result.name for result in (*tuned.own, *tuned.found) if not result.latency.stable]
+    parts = [f"the engines of {', '.join(engines)} (what is expected is by these)"] if engines else []
+    parts += [f"{len(schedules)} schedules"] if schedules else []
+    return [f"Not known well are the times of {' and of '.join(parts)}: {AGAIN}."] if parts else []
 
 
 def _of_budget(prepared: Preparation, tuned: Tuned, budget: Budget) -> str:

@@ -1,18 +1,37 @@
 """The journal of a search: a line of JSON for everything measured, so that a search that ended goes on.
 
-What a search does depends on its settings and on what it measured alone. One that is started again takes from
-the journal what is in it, times included, and so comes to the same result as if it had never ended.
+What a search does depends on its settings and on what it measured alone. One that is started again takes
+from the journal what is in it, times included, and so comes to the same result as if it had never ended.
+Times that did not become stable are not in it: they are measured anew.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from flowturbo_trt.bundle.lock import held
 from flowturbo_trt.calibration.tune.errors import JournalError
 
 JOURNAL_VERSION = 1
+LOCK = ".lock"
 Record = dict[str, Any]
+
+
+@contextmanager
+def kept(path: Path, settings: Record) -> Iterator["Journal"]:
+    """Keep a journal for this search alone; raises JournalError."""
+    with ExitStack() as stack:
+        try:
+            alone = stack.enter_context(held(path.with_name(LOCK)))
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        if not alone:
+            raise JournalError(
+                f"{path.parent}: another search is at work there; wait for it, or give another --out"
+            )
+        yield Journal(path, settings)
 
 
 class Journal:
@@ -53,7 +72,8 @@ class Journal:
             if len(whole) < len(data):
                 with self._path.open("r+b") as file:
                     file.truncate(len(whole))
-            return whole.decode("utf-8").splitlines()
+            # Names may hold what else ends a line of text (U+2028).
+            return whole.decode("utf-8").split("\n")[:-1]
         except (OSError, UnicodeDecodeError) as error:
             raise JournalError(f"{self._path}: cannot be read ({error}); give another --out") from error
 
@@ -81,9 +101,11 @@ class Journal:
             with self._path.open(mode, encoding="utf-8") as file:
                 file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
         except OSError as error:
-            raise JournalError(
-                f"{self._path}: cannot be written ({error.strerror}); give a folder you may write to"
-            ) from error
+            raise _unwritable(self._path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> JournalError:
+    return JournalError(f"{path}: cannot be written ({error.strerror}); give a folder you may write to")
 
 
 def _text(key: Iterable[object]) -> str:

@@ -28,11 +28,15 @@ AT_FIRST = (0.0, 0.0)
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Seconds of a call with `batch` rows: `overhead`, and of each evaluation by network and variant."""
+    """Seconds of a call with `batch` rows: `overhead`, and of each evaluation by network and variant.
+
+    `stable` when the times that it was fitted to were known well enough.
+    """
 
     batch: int
     overhead: float
     evaluations: Mapping[str, float]
+    stable: bool = True
 
     def ms(self, program: Program) -> float:
         """Return the milliseconds of an image."""
@@ -88,7 +92,8 @@ def measure_engines(
         unbounded = replace(spaces[name], evaluations=MANY, refined=MANY)
         programs = {str(schedule): program for schedule in found if (program := unbounded.program(schedule))}
         seconds = {text: timings[f"{name} {text}"].median for text in programs}
-        models[name] = LatencyModel.fit(programs, seconds, len(request))
+        stable = all(timings[f"{name} {text}"].stable for text in programs)
+        models[name] = replace(LatencyModel.fit(programs, seconds, len(request)), stable=stable)
     return models
 
 

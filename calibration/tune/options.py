@@ -21,14 +21,19 @@ class FidOptions:
     reference: Path
     num: int = 2000
 
+    def __post_init__(self) -> None:
+        if self.num < 2:
+            raise TuneError(f"fid num is {self.num}, expected at least 2: one image has no covariance")
+
 
 @dataclass(frozen=True)
 class TuneOptions:
     """A search on the engines of `bundle`, and of `also`: the same model at other precisions or backends.
 
-    `trajectories` noises are searched on, `held_out` further ones judge what was found; `reference` is the
-    schedule whose ends are the true ones. Candidates have at most `evaluations` of the predictor (None: 12,
-    or two more than the bundle's default schedule) and `refined` steps R. `start` candidates begin, and
+    These run on `backend`, `device` and `provider` too where they can. `trajectories` noises are searched
+    on, `held_out` further ones judge what was found; `reference` is the schedule whose ends are the true
+    ones. Candidates have at most `evaluations` of the predictor (None: 12, or two more than the schedule that
+    the bundle was built with) and `refined` steps R. `start` candidates begin, and
     `rounds` times `children` of the best follow, in `bands` of latency of which each keeps `kept`. Times are
     those of `batch` rows (None: the largest that was built).
     """

@@ -1,7 +1,8 @@
 """What a search needs, found and checked before anything runs."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +11,31 @@ from typing import Any
 import numpy as np
 
 from flowturbo_trt.bundle.manifest import Manifest
+from flowturbo_trt.bundle.store import Bundle, read_manifest
 from flowturbo_trt.calibration.endpoints import make_rows
 from flowturbo_trt.calibration.tune.candidates import Space
 from flowturbo_trt.calibration.tune.errors import TuneError
 from flowturbo_trt.calibration.tune.options import TuneOptions
-from flowturbo_trt.runtime.backend import default_backend
+from flowturbo_trt.evaluation.report import machine
+from flowturbo_trt.runtime.backend import default_backend, default_device
 from flowturbo_trt.runtime.pipeline import Pipeline
 from flowturbo_trt.runtime.programs import choose_variant, find_program
 from flowturbo_trt.runtime.request import Request
 
-# Of the predictor, in candidates: by default at least so many, and so many more than the bundle's schedule.
+# Of the predictor, in candidates: by default at least so many, and so many more than in the bundle's first
+# schedule.
 EVALUATIONS, MORE = 12, 2
 # Of the options, what decides a search.
 COUNTS = ("trajectories", "held_out", "refined", "start", "rounds", "children", "bands", "kept")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What runs a bundle's engines, and where."""
+
+    backend: str
+    device: str
+    provider: str | None
 
 
 @dataclass(frozen=True)
@@ -30,11 +43,16 @@ class Engines:
     """The engines of a bundle that take part, what may be tried on them, and a hash of their files."""
 
     path: Path
-    backend: str
+    place: Place
     precision: str
     pipeline: Pipeline
     space: Space
     sha256: str
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle as it was when the search began."""
+        return Bundle(self.path, self.pipeline.manifest)
 
 
 @dataclass(frozen=True)
@@ -70,7 +88,11 @@ class Preparation:
         options = self.options
         return {
             "engines": {name: e.sha256 for name, e in self.engines.items()},
-            "backends": {name: f"{e.backend} {e.precision}" for name, e in self.engines.items()},
+            "backends": {name: f"{e.place.backend} {e.precision}" for name, e in self.engines.items()},
+            "devices": {name: e.place.device for name, e in self.engines.items()},
+            "providers": {name: e.place.provider for name, e in self.engines.items()},
+            "threads": options.threads or len(os.sched_getaffinity(0)),
+            "machine": _processors({e.place.device for e in self.engines.values()}),
             "seed": options.seed,
             "guidance": sorted({float(scale) for scale in self.request.guidance}),
             "reference": options.reference,
@@ -83,28 +105,68 @@ class Preparation:
 @contextmanager
 def prepared(options: TuneOptions) -> Iterator[Preparation]:
     """Open the bundles; raises TuneError, and what bundles, backends and requests raise."""
+    paths = _named((options.bundle, *options.also))
+    places = _places(paths, options)
     with ExitStack() as held:
-        pipelines: dict[str, tuple[Path, Pipeline]] = {}
-        for path in (options.bundle, *options.also):
-            name = path.name if path.name not in pipelines else str(path)
-            if name in pipelines:
-                raise TuneError(f"{path}: is named twice; name each bundle once")
-            pipelines[name] = path, held.enter_context(_load(path, options))
-        main = next(iter(pipelines.values()))[1].manifest
+        pipelines = {
+            name: held.enter_context(_load(path, places[name], options.threads))
+            for name, path in paths.items()
+        }
+        main = next(iter(pipelines.values())).manifest
         request = _rows(main, options)
         evaluations = _evaluations(main, options, is_unguided=request.is_unguided)
         engines = {}
-        for name, (path, pipeline) in pipelines.items():
+        for name, pipeline in pipelines.items():
+            path, backend = paths[name], places[name].backend
             _check_same_model(path, pipeline.manifest, main)
-            backend = _backend(path, pipeline.manifest, options)
             space = _space(name, pipeline.manifest, backend, request, evaluations, options.refined)
             precision = pipeline.manifest.engine("predictor", space.variant, backend).precision
             engines[name] = Engines(
-                path, backend, precision, pipeline, space, _sha256(pipeline.manifest, backend)
+                path, places[name], precision, pipeline, space, _sha256(pipeline.manifest, backend)
             )
         found = Preparation(options, request, engines, evaluations, _batch(engines, options))
         _check_reference(found)
         yield found
+
+
+def _named(paths: Sequence[Path]) -> dict[str, Path]:
+    """Return bundles by the names of their folders, by whole paths where those are taken.
+
+    Raises TuneError for one that is there twice.
+    """
+    named: dict[str, Path] = {}
+    for path in paths:
+        full = path.resolve()
+        if full in {other.resolve() for other in named.values()}:
+            raise TuneError(f"{path}: is named twice; name each bundle once")
+        named[full.name if full.name not in named else str(full)] = path
+    return named
+
+
+def _places(paths: Mapping[str, Path], options: TuneOptions) -> dict[str, Place]:
+    """Return what runs each bundle, the first one by what was asked for.
+
+    Others by that too where they have engines for the backend. Device and provider are of a backend: they say
+    nothing of another one.
+    """
+    places: dict[str, Place] = {}
+    for name, path in paths.items():
+        manifest = read_manifest(path)
+        first = next(iter(places.values()), None)
+        backend, built = options.backend, {engine.backend for engine in manifest.engines}
+        if backend is None or (first is not None and backend not in built):
+            backend = default_backend(manifest)
+        alike = first is None or backend == first.backend
+        provider = options.provider if alike else None
+        device = (options.device if alike else None) or default_device(backend, provider)
+        places[name] = Place(backend, device, provider)
+    return places
+
+
+def _load(path: Path, place: Place, threads: int) -> Pipeline:
+    return Pipeline.load(
+        path, backend=place.backend, device=place.device, provider=place.provider, threads=threads
+    )
 
 
 def _rows(manifest: Manifest, options: TuneOptions) -> Request:
@@ -118,23 +180,6 @@ def _rows(manifest: Manifest, options: TuneOptions) -> Request:
         (*(search.seeds[row] for row in order), *judging.seeds),
         None,
     )
-
-
-def _load(path: Path, options: TuneOptions) -> Pipeline:
-    # How the bundle's own engines run says nothing of those of another backend.
-    own = path == options.bundle
-    return Pipeline.load(
-        path,
-        backend=options.backend if own else None,
-        device=options.device if own else None,
-        provider=options.provider if own else None,
-        threads=options.threads,
-    )
-
-
-def _backend(path: Path, manifest: Manifest, options: TuneOptions) -> str:
-    own = options.backend if path == options.bundle else None
-    return own or default_backend(manifest)
 
 
 def _check_same_model(path: Path, found: Manifest, expected: Manifest) -> None:
@@ -157,7 +202,7 @@ def _space(
 ) -> Space:
     variant = choose_variant(manifest, is_unguided=request.is_unguided)
     built = {(e.network, e.variant) for e in manifest.engines if e.backend == backend}
-    refines = ("refiner", variant) in built and refined > 0
+    refines = ("refiner", variant) in built
     networks = ("predictor", "refiner") if refines else ("predictor",)
     unguides = variant == "guided" and all((network, "unguided") in built for network in networks)
     return Space(name, manifest, variant, refines, unguides, evaluations, refined)
@@ -166,7 +211,9 @@ def _space(
 def _evaluations(manifest: Manifest, options: TuneOptions, *, is_unguided: bool) -> int:
     if options.evaluations is not None:
         return options.evaluations
-    program = find_program(manifest, None, choose_variant(manifest, is_unguided=is_unguided))
+    # The schedule that it was built with stays the first: the default may be one that a search has found.
+    first = next(iter(manifest.programs))
+    program = find_program(manifest, first, choose_variant(manifest, is_unguided=is_unguided))
     return max(EVALUATIONS, MORE + len(program.times("predictor")))
 
 
@@ -193,6 +240,12 @@ def _check_reference(found: Preparation) -> None:
             f"{' and others of the refiner' if program.times('refiner') else ''}, candidates have up to "
             f"{found.evaluations}; give a finer one, e.g. H{2 * found.evaluations}, or fewer --evaluations"
         )
+
+
+def _processors(devices: Set[str]) -> str:
+    """Name what engines run on: times are of it alone."""
+    found = machine()
+    return ", ".join(sorted({str(found["cpu" if device == "cpu" else "gpu"]) for device in devices}))
 
 
 def _sha256(manifest: Manifest, backend: str) -> str:

@@ -1,4 +1,8 @@
-"""What a search has found: schedules, their errors on noises that nothing was chosen by, and their times."""
+"""What a search has found: schedules, their errors on noises that it did not see, and their times.
+
+The front and the winner are chosen by these errors: of schedules that hardly differ, the one that these
+noises favour is taken, and its error is told a little too small.
+"""
 
 import statistics
 from collections.abc import Mapping, Sequence

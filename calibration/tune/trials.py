@@ -16,7 +16,7 @@ Errors = NDArray[np.float64]
 
 
 class Trials:
-    """Errors by candidate and row: those of the first `searched` rows are for searching, the rest judge."""
+    """Errors by candidate and row: the first `searched` rows are to search on, the rest to judge by."""
 
     def __init__(
         self, pipelines: Mapping[str, Pipeline], endpoints: Endpoints, searched: int, journal: Journal
@@ -36,7 +36,7 @@ class Trials:
         return known[:rows]
 
     def held_out(self, candidate: Candidate) -> Errors:
-        """Return the errors of the rows that nothing was chosen by."""
+        """Return the errors of the rows that the search does not see: front and winner are chosen by them."""
         return self._part(candidate, self._searched, len(self._endpoints))
 
     def _part(self, candidate: Candidate, start: int, stop: int) -> Errors:

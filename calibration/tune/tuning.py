@@ -8,10 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from flowturbo_trt.bundle.store import sha256
-from flowturbo_trt.calibration.endpoints import Endpoints, Progress, find_endpoints, make_rows
+from flowturbo_trt.calibration.endpoints import (
+    CalibrationError,
+    Endpoints,
+    Progress,
+    find_endpoints,
+    make_rows,
+)
 from flowturbo_trt.calibration.tune.candidates import Candidate
 from flowturbo_trt.calibration.tune.errors import JournalError
-from flowturbo_trt.calibration.tune.journal import Journal
+from flowturbo_trt.calibration.tune.journal import Journal, kept
 from flowturbo_trt.calibration.tune.latency import LatencyModel, measure_engines, time_calls
 from flowturbo_trt.calibration.tune.preparation import Preparation
 from flowturbo_trt.calibration.tune.results import Latency, Result, Tuned
@@ -30,30 +36,8 @@ def tune(prepared: Preparation, out: Path, progress: Progress) -> Tuned:
 
     Raises JournalError, and CalibrationError where trajectories do not stay finite.
     """
-    work = _Work(prepared, Journal(out / JOURNAL, prepared.settings()), out, progress)
-    judge = work.judge()
-    models = work.models()
-    options = prepared.options
-    trials = Trials(prepared.pipelines, work.endpoints(), options.trajectories, work.journal)
-    own = work.own()
-    largest = max(max(p.manifest.batches) for p in prepared.pipelines.values())
-    search = Search(prepared.spaces, models, trials, options, largest, progress)
-    best = [tried.candidate for tried in search.run(own)]
-    errors = work.held_out(trials, [*own, *(c for c in best if c not in own)])
-    front = pareto_front([c for c in errors if c not in own], lambda c: work.values(c, models, errors))
-    latencies = work.latencies([*own, *front])
-    results = [
-        Result(
-            candidate,
-            dict(candidate.schedule.evaluations()),
-            errors[candidate],
-            latencies[candidate],
-            models[candidate.engines].ms(work.program(candidate)),
-            None if judge is None else judge(candidate),
-        )
-        for candidate in (*own, *front)
-    ]
-    return Tuned(models, results[len(own) :], results[: len(own)], list(search.tried.values()))
+    with kept(out / JOURNAL, prepared.settings()) as journal:
+        return _Work(prepared, journal, out, progress).tune()
 
 
 @dataclass(frozen=True)
@@ -64,6 +48,33 @@ class _Work:
     journal: Journal
     out: Path
     progress: Progress
+
+    def tune(self) -> Tuned:
+        """Do all of it."""
+        prepared, options = self.prepared, self.prepared.options
+        judge = self.judge()
+        models = self.models()
+        trials = Trials(prepared.pipelines, self.endpoints(), options.trajectories, self.journal)
+        errors = self.own_errors(trials)
+        own = list(errors)
+        largest = max(max(p.manifest.batches) for p in prepared.pipelines.values())
+        search = Search(prepared.spaces, models, trials, options, largest, self.progress)
+        best = [tried.candidate for tried in search.run(own)]
+        errors |= self.held_out(trials, [c for c in best if c not in errors])
+        front = pareto_front([c for c in errors if c not in own], lambda c: self.values(c, models, errors))
+        latencies = self.latencies([*own, *front])
+        results = [
+            Result(
+                candidate,
+                dict(candidate.schedule.evaluations()),
+                errors[candidate],
+                latencies[candidate],
+                models[candidate.engines].ms(self.program(candidate)),
+                None if judge is None else judge(candidate),
+            )
+            for candidate in (*own, *front)
+        ]
+        return Tuned(models, results[len(own) :], results[: len(own)], list(search.tried.values()))
 
     def program(self, candidate: Candidate) -> Program:
         engines = self.prepared.engines[candidate.engines]
@@ -90,6 +101,17 @@ class _Work:
             self.journal.put(("own",), texts)
         return [Candidate(prepared.main, manifest.schedule(text)) for text in texts]
 
+    def own_errors(self, trials: Trials) -> dict[Candidate, Errors]:
+        """Return the held-out errors of own schedules, the default's first, of those that stay finite.
+
+        Raises CalibrationError where the default does not: everything is told beside it.
+        """
+        default, *others = self.own()
+        found = self.held_out(trials, [default, *others])
+        if default not in found:
+            raise CalibrationError(f"{default.schedule} does not stay finite; look at the bundle with verify")
+        return found
+
     def models(self) -> dict[str, LatencyModel]:
         """Return the engines' times."""
         found = self.journal.get(("models",))
@@ -100,7 +122,9 @@ class _Work:
                 prepared.pipelines, prepared.spaces, self._timed_request(), prepared.options.stability
             )
             found = {name: asdict(model) for name, model in measured.items()}
-            self.journal.put(("models",), found)
+            # A quieter machine gets another chance.
+            if all(model.stable for model in measured.values()):
+                self.journal.put(("models",), found)
             self.progress("timed the engines", 1, 1)
         return {name: LatencyModel(**model) for name, model in found.items()}
 
@@ -151,7 +175,8 @@ class _Work:
                 (scale * t.median, [_finite(scale * end) for end in t.interval], t.stable)
                 for t in timings.values()
             ]
-            self.journal.put(key, found)
+            if all(timing.stable for timing in timings.values()):
+                self.journal.put(key, found)
             self.progress("timed them", 1, 1)
         return {
             candidate: Latency(ms, (_infinite(low, -math.inf), _infinite(high, math.inf)), stable)
@@ -159,9 +184,12 @@ class _Work:
         }
 
     def _timed_request(self) -> Request:
+        """Return the rows of timed calls: guided ones, as programs count them, unless the search has none."""
         prepared = self.prepared
         manifest = prepared.engines[prepared.main].pipeline.manifest
-        return make_rows(manifest, prepared.batch, prepared.options.seed, prepared.options.guidance)
+        scales = sorted({float(scale) for scale in prepared.request.guidance})
+        guided = [scale for scale in scales if scale != 1]
+        return make_rows(manifest, prepared.batch, prepared.options.seed, guided or scales)
 
 
 def _finite(value: float) -> float | None:

@@ -12,11 +12,13 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
+from flowturbo_trt.bundle.manifest import BundleError
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.tests.bundles import changed_copy, latents
 from flowturbo_trt.tests.calibration.tune import steady
 
 ROOT = Path(__file__).parents[2]
+MODULE = "flowturbo_trt.commands.tune"
 SMALL = (
     *("--trajectories", 6, "--held-out", 3, "--evaluations", 4, "--refined", 2, "--start", 12),
     *("--rounds", 1, "--children", 6, "--reference", "H8", "--threads", 1),
@@ -39,7 +41,9 @@ def test_the_front(document: Callable[..., dict[str, Any]], tiny_bundle: Path, h
     engines = found["engines"]["tiny"]
     assert engines["ms_per_evaluation"] == pytest.approx({"predictor guided": 10, "refiner guided": 2})
     assert engines["ms_overhead"] == pytest.approx(4)
-    assert (found["winner"], found["nearest"], found["saved"]) == (None, [], None)
+    assert (found["winner"], found["nearest"], found["save_to"]) == (None, [], None)
+    assert (engines["backend"], engines["device"], engines["provider"]) == ("onnxruntime", "cpu", None)
+    assert (engines["is_stable"], found["threads"]) == (True, 1)
     times = [row["ms_per_image"] for row in found["front"]]
     assert len(times) >= 3
     assert times == sorted(times)
@@ -56,7 +60,9 @@ def test_a_budget_takes_a_winner_into_the_bundle(
     assert found["winner"] == front[1]
     assert Bundle.open(tiny_copy).manifest.default_schedule == "H1P1R1"
     result = run(*words, "--budget-ms", budget, "--save")
-    assert f"It is the default schedule of {tiny_copy} now." in result.stdout
+    assert f"{front[1]['schedule']} is the default schedule of {tiny_copy} now." in result.stderr
+    written = json.loads((here / "tuned" / "tune.json").read_text(encoding="utf-8"))
+    assert written["save_to"] == str(tiny_copy)
     assert Bundle.open(tiny_copy).manifest.default_schedule == front[1]["schedule"]
     run("sample", tiny_copy, "--labels", "1", "--output-latents", "x.npy")
     from flowturbo_trt.runtime.pipeline import Pipeline
@@ -85,9 +91,41 @@ def test_the_winner_may_be_of_another_bundle(
     before = (tiny_bundle / "manifest.json").read_bytes()
     result = run("tune", tiny_bundle, "--also", tiny_copy, "--out", "t", *SMALL, "--budget-ms", 9, "--save")
     assert "on copy." in result.stdout
-    assert f"the default schedule of {tiny_copy} now" in result.stdout
+    assert f"the default schedule of {tiny_copy} now" in result.stderr
     assert (tiny_bundle / "manifest.json").read_bytes() == before
     assert Bundle.open(tiny_copy).manifest.default_schedule != "H1P1R1"
+
+
+def test_a_bundle_that_cannot_be_saved_into_takes_nothing_away(
+    run: Callable[..., Result], tiny_copy: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rebuilt(bundle: Bundle, schedule: object, *, default: bool) -> None:
+        assert {"journal.jsonl", "tune.json", "tune.png"} <= {path.name for path in (here / "t").iterdir()}
+        raise BundleError(f"{bundle.path}: was rebuilt meanwhile")
+
+    monkeypatch.setattr(f"{MODULE}.save_schedule", rebuilt)
+    result = run("tune", tiny_copy, "--out", "t", *SMALL, "--budget-ms", 99, "--save", status=1)
+    assert result.stderr.endswith(f"error: {tiny_copy}: was rebuilt meanwhile\n")
+    assert "For 99 ms an image: " in result.stdout
+
+
+def test_a_bundle_that_may_not_be_written_begins_nothing(
+    fails: Callable[..., str],
+    tiny_bundle: Path,
+    tiny_copy: Path,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Any of them may become the winner's."""
+
+    def check(bundle: Bundle) -> None:
+        if bundle.path == tiny_copy:
+            raise BundleError(f"{bundle.path}: may not be written to")
+
+    monkeypatch.setattr(f"{MODULE}.check_writable", check)
+    words = ("tune", tiny_bundle, "--also", tiny_copy, "--out", "t", *SMALL, "--budget-ms", 9)
+    assert fails(*words, "--save") == f"{tiny_copy}: may not be written to"
+    assert not (here / "t").exists()
 
 
 def test_a_budget_that_nothing_meets(run: Callable[..., Result], tiny_copy: Path, here: Path) -> None:
@@ -122,6 +160,7 @@ def test_without_a_refiner(document: Callable[..., dict[str, Any]], tiny_bundle:
         (["--guidance", "nan"], "guidance is"),
         (["--backend", "openvino"], "openvino"),
         (["--also", "nowhere"], "nowhere: no bundle here"),
+        (["--extractor", "e.onnx", "--images", "i", "--fid-num", "1"], "fid num is 1, expected at least 2"),
         (["--extractor", "none.onnx", "--images", "none"], "none.onnx"),
     ],
     ids=" ".join,

@@ -18,11 +18,18 @@ MEASURE = "flowturbo_trt.calibration.tune.latency.measure"
 
 
 def measure(
-    calls: Mapping[str, "partial[Any]"], stability: Stability, *, pause: float = 0.0, slower: float = 1.0
+    calls: Mapping[str, "partial[Any]"],
+    stability: Stability,
+    *,
+    pause: float = 0.0,
+    slower: float = 1.0,
+    spread: float = 0.0,
 ) -> dict[str, Timing]:
-    """Stand in for evaluation.speed.latency.measure: no clock is read."""
+    """Stand in for evaluation.speed.latency.measure: no clock is read; with a `spread` nothing is stable."""
+    around = [1 + spread * (-1) ** i for i in range(12)]
     return {
-        name: Timing((slower * (OVERHEAD + _engines(call)),) * 12, stability) for name, call in calls.items()
+        name: Timing(tuple(slower * (OVERHEAD + _engines(call)) * by for by in around), stability)
+        for name, call in calls.items()
     }
 
 

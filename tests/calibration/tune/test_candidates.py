@@ -69,6 +69,13 @@ def test_what_has_no_engines_is_left_out(tiny_space: Space) -> None:
     assert alone.program(Schedule.parse("H1R1")) is None
 
 
+def test_what_the_engines_can_and_no_candidate_may(tiny_space: Space) -> None:
+    plain = replace(tiny_space, refined=0)
+    assert "R" not in plain.kinds
+    assert not any("R" in schedule.kinds for schedule in plain.start())
+    assert plain.program(Schedule.parse("H1R1")) is None
+
+
 def test_sizes_are_bounded(tiny_space: Space) -> None:
     assert tiny_space.program(Schedule.parse("H3R2")) is not None
     assert tiny_space.program(Schedule.parse("H3P1")) is None

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from flowturbo_trt.bundle.lock import held
 from flowturbo_trt.calibration.tune.errors import JournalError
-from flowturbo_trt.calibration.tune.journal import Journal
+from flowturbo_trt.calibration.tune.journal import LOCK, Journal, kept
 
 SETTINGS = {"seed": 0, "engines": {"a": "0123"}}
 
@@ -56,6 +57,23 @@ def test_of_another_search(file: Path, settings: dict[str, object], words: str) 
     with pytest.raises(JournalError, match=words):
         Journal(file, settings)
     assert file.read_bytes() == before
+
+
+def test_names_may_hold_what_ends_lines_elsewhere(tmp_path: Path) -> None:
+    settings = {"engines": {"a\u2028b\u0085c": "0123"}}
+    Journal(tmp_path / "j", settings).put(("errors", "a\u2028b\u0085c"), 1)
+    assert Journal(tmp_path / "j", settings).get(("errors", "a\u2028b\u0085c")) == 1
+
+
+def test_one_search_at_a_time(file: Path) -> None:
+    with held(file.parent / LOCK), pytest.raises(JournalError, match="another search is at work there"):
+        kept(file, SETTINGS).__enter__()
+    with kept(file, SETTINGS) as journal:
+        assert len(journal) == 2
+        with held(file.parent / LOCK) as free:
+            assert not free
+    with pytest.raises(JournalError, match="nowhere/journal: cannot be written"):
+        kept(file.parent / "nowhere" / "journal", SETTINGS).__enter__()
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[1, 2]", '{"key": ["own"]}', "{}"])

@@ -1,6 +1,7 @@
 """The latency model: what is fitted is what the machine takes."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,25 @@ def test_small_spaces_are_timed_with_larger_probes(tiny_space: Space, tiny_pipel
     assert set(found.evaluations) == {"predictor guided", "refiner guided"}
     alone = measure_engines({"a": tiny_pipeline}, {"a": replace(small, refines=False)}, request, QUICK)["a"]
     assert set(alone.evaluations) == {"predictor guided"}
+
+
+@pytest.mark.parametrize(("spread", "stable"), [(0.0, True), (0.3, False)])
+def test_a_model_is_as_sure_as_its_probes(
+    tiny_space: Space,
+    tiny_pipeline: Pipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    spread: float,
+    stable: bool,
+) -> None:
+    def measure(calls: Any, stability: Stability, *, pause: float) -> Any:
+        *_, last = calls
+        rest = {name: call for name, call in calls.items() if name != last}
+        return steady.measure(rest, stability) | steady.measure({last: calls[last]}, stability, spread=spread)
+
+    monkeypatch.setattr(steady.MEASURE, measure)
+    request = make_rows(tiny_pipeline.manifest, 1, 0)
+    found = measure_engines({"tiny": tiny_pipeline}, {"tiny": tiny_space}, request, Stability())["tiny"]
+    assert found.stable is stable
 
 
 def test_probes_run(golden_space: Space, golden_pipeline: Pipeline) -> None:

@@ -107,7 +107,11 @@ def test_what_is_said_where_nothing_is_better() -> None:
     assert "Nothing was found that is not slower than H1P5R3 and more exact." in text
     shaky = Latency(4, (-math.inf, math.inf), False)
     text = "\n".join(lines(PREPARED, replace(TUNED, found=(replace(FAST, latency=shaky),)), Budget()))
-    assert "The times of 1 schedules are not known well" in text
+    assert "Not known well are the times of 1 schedules: quieten the machine or give more" in text
+    assert "engines" not in text
+    models = {name: replace(model, stable=False) for name, model in TUNED.models.items()}
+    text = "\n".join(lines(PREPARED, replace(TUNED, models=models), Budget()))
+    assert "the times of the engines of mine (what is expected is by these): quieten" in text
 
 
 def test_columns_only_where_they_tell_something() -> None:

@@ -1,7 +1,7 @@
 """The whole of a search on a tiny bundle: what it measures, and that it goes on where it ended."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowturbo_trt.bundle.amend import rewrite_manifest, with_schedule
+from flowturbo_trt.bundle.amend import save_schedule
+from flowturbo_trt.bundle.lock import held
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.calibration.endpoints import endpoint_errors, find_endpoints, make_rows
+from flowturbo_trt.calibration.endpoints import (
+    CalibrationError,
+    Endpoints,
+    endpoint_errors,
+    find_endpoints,
+    make_rows,
+)
 from flowturbo_trt.calibration.tune.description import describe
 from flowturbo_trt.calibration.tune.errors import JournalError
 from flowturbo_trt.calibration.tune.front import Budget
+from flowturbo_trt.calibration.tune.journal import LOCK
 from flowturbo_trt.calibration.tune.options import FidOptions, TuneOptions
 from flowturbo_trt.calibration.tune.preparation import prepared
 from flowturbo_trt.calibration.tune.results import Tuned
 from flowturbo_trt.calibration.tune.tuning import ENDS, JOURNAL, tune
 from flowturbo_trt.runtime.pipeline import Pipeline
+from flowturbo_trt.sampling.schedule import Schedule
 from flowturbo_trt.tests.calibration.tune import steady
 from flowturbo_trt.tests.evaluation.quality.extractors import write_extractor
 
@@ -113,11 +122,107 @@ def test_a_finished_search_measures_nothing_again(
 
 @pytest.mark.usefixtures("steady_machine")
 def test_a_bundle_that_was_given_the_winner_is_still_the_same(tiny_copy: Path, tmp_path: Path) -> None:
-    tuned, described = search(tiny_copy, tmp_path / "tuned")
-    bundle = Bundle.open(tiny_copy)
-    schedule = tuned.found[0].candidate.schedule
-    rewrite_manifest(bundle, with_schedule(bundle.manifest, schedule, default=True))
-    assert search(tiny_copy, tmp_path / "tuned")[1] == described
+    given: dict[str, Any] = {"evaluations": None, "rounds": 0, "start": 60}
+    tuned, described = search(tiny_copy, tmp_path / "tuned", **given)
+    schedules = [tried.candidate.schedule for tried in tuned.tried]
+    # With this one for its own, a bundle would let candidates have more evaluations.
+    schedule = max(schedules, key=lambda schedule: schedule.evaluations()["predictor"])
+    assert schedule.evaluations()["predictor"] > 10
+    save_schedule(Bundle.open(tiny_copy), schedule, default=True)
+    assert search(tiny_copy, tmp_path / "tuned", **given)[1] == described
+
+
+@pytest.mark.usefixtures("steady_machine")
+def test_own_schedules_with_what_candidates_may_not_have(tiny_bundle: Path, tmp_path: Path) -> None:
+    tuned, _ = search(tiny_bundle, tmp_path / "tuned", refined=0, rounds=1)
+    assert [result.name for result in tuned.own] == ["H1P1R1", "H2"]
+    assert not any(tried.candidate.is_refined for tried in tuned.tried)
+    assert all(result.latency.ms == pytest.approx(result.expected_ms) for result in tuned.own)
+
+
+def _diverging(monkeypatch: pytest.MonkeyPatch, text: str) -> list[int]:
+    """Let a schedule's errors be infinite; lists the rows of all that are asked for."""
+    rows: list[int] = []
+
+    def errors(pipeline: Pipeline, endpoints: Endpoints, schedule: Schedule) -> Any:
+        rows.append(len(endpoints))
+        found = endpoint_errors(pipeline, endpoints, schedule)
+        return found + np.inf if str(schedule) == text else found
+
+    monkeypatch.setattr("flowturbo_trt.calibration.tune.trials.endpoint_errors", errors)
+    return rows
+
+
+@pytest.mark.usefixtures("steady_machine")
+def test_a_default_that_diverges_ends_it_before_the_search(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = _diverging(monkeypatch, "H1P1R1")
+    with pytest.raises(CalibrationError, match="H1P1R1 does not stay finite; look at the bundle with verify"):
+        search(tiny_bundle, tmp_path / "tuned")
+    # Those of both own schedules that are held out.
+    assert rows == [3, 3]
+
+
+@pytest.mark.usefixtures("steady_machine")
+def test_others_that_diverge_are_left_out(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _diverging(monkeypatch, "H2")
+    tuned, _ = search(tiny_bundle, tmp_path / "tuned", rounds=0)
+    assert [result.name for result in tuned.own] == ["H1P1R1"]
+    assert "H2" not in {result.name for result in tuned.found}
+
+
+@pytest.mark.parametrize("shaky", [0, 1])
+def test_times_that_are_not_stable_are_measured_anew(
+    searched: tuple[Path, Tuned, Any],
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shaky: int,
+) -> None:
+    """The engines' (0) and those of what was found (1)."""
+    measured: list[int] = []
+
+    def measure(*given: Any, **more: Any) -> Any:
+        measured.append(len(measured))
+        return steady.measure(*given, **more, spread=0.3 if measured[-1] == shaky else 0.0)
+
+    monkeypatch.setattr(steady.MEASURE, measure)
+    tuned, described = search(tiny_bundle, tmp_path / "tuned")
+    assert described["engines"]["tiny"]["is_stable"] is (shaky != 0)
+    assert all(result.latency.stable is (shaky != 1) for result in (*tuned.own, *tuned.found))
+    # What was stable is in the journal, what was not is measured once more and then is.
+    assert search(tiny_bundle, tmp_path / "tuned")[1] == searched[2]
+    assert search(tiny_bundle, tmp_path / "tuned")[1] == searched[2]
+    assert len(measured) == 3
+
+
+@pytest.mark.parametrize(("guidance", "timed"), [((1.0, 2.0), {2.0}), ((1.0,), {1.0}), ((), {1.5})])
+def test_engines_are_timed_with_guidance_where_programs_have_it(
+    golden_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    guidance: tuple[float, ...],
+    timed: set[float],
+) -> None:
+    scales: set[float] = set()
+
+    def measure(calls: Mapping[str, "partial[Any]"], *given: Any, **more: Any) -> Any:
+        scales.update(float(scale) for call in calls.values() for scale in call.args[0].guidance)
+        raise EndedError
+
+    monkeypatch.setattr(steady.MEASURE, measure)
+    with pytest.raises(EndedError):
+        search(golden_bundle, tmp_path / "tuned", guidance=guidance, batch=1, backend="onnxruntime")
+    assert scales == timed
+
+
+def test_one_search_at_a_time(tiny_bundle: Path, tmp_path: Path) -> None:
+    with held(tmp_path / LOCK), pytest.raises(JournalError, match="another search is at work there"):
+        search(tiny_bundle, tmp_path)
+    assert not (tmp_path / JOURNAL).exists()
 
 
 @pytest.mark.usefixtures("steady_machine")
@@ -128,6 +233,10 @@ def test_another_search_is_refused(
         search(tiny_bundle, searched[0], seed=1)
     with pytest.raises(JournalError, match="is of a search with engines"):
         search(golden_bundle, searched[0], backend="onnxruntime")
+    with pytest.raises(JournalError, match="is of a search with threads 1, this one has 2"):
+        search(tiny_bundle, searched[0], threads=2)
+    with pytest.raises(JournalError, match=r"with providers .*null.*, this one has .*cpu"):
+        search(tiny_bundle, searched[0], provider="cpu")
 
 
 @pytest.mark.usefixtures("steady_machine")
