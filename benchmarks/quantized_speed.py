@@ -1,5 +1,8 @@
 """INT8 and FP8 engines: their time on the CPU beside float32's, and what TensorRT-RTX makes of them.
 
+TensorRT-RTX's own engines have a half precision base; a plan is built of the very file that ONNX Runtime
+runs as well, whose base is float32.
+
 Weights and scales are made up, which arithmetic is no slower or faster for; every layer is smoothed, so
 that the time of that counts.
 """
@@ -31,6 +34,7 @@ MODEL, RTX_MODELS, SCHEDULE = "SiT-B/4", ("SiT-B/4", "SiT-B/2"), "H8"
 BACKENDS = ("onnxruntime", "openvino")
 # Batch → how many times as fast as float32 ONNX Runtime is to be.
 PROMISED = {1: 1.4, 8: 1.8}
+SAME_FILE = "onnxruntime's file,"
 STABILITY = Stability(precision=0.03, at_least=9, seconds=150)
 # Of values around 1, which those of normalised activations are.
 SCALE, SMOOTHING = 4 / 127, 1.5
@@ -41,11 +45,12 @@ def measure(folder: Path) -> tuple[dict[str, Any], list[Check]]:
     plans: list[dict[str, Any]] = []
     checks: list[Check] = []
     for model in RTX_MODELS:
-        bundle = _bundle(folder / model.replace("/", "-"), model)
-        for row in _plans(bundle, folder):
-            plans.append({"model": model, **row})
+        whole, quantized = _bundles(folder / model.replace("/", "-"), model)
+        for name, request, layers in _requests(whole, quantized):
+            plans.append(_plan(model, name, request, layers, folder))
             checks += _plan_checks(plans[-1])
-    rows = _times(folder / MODEL.replace("/", "-"))
+    place = folder / MODEL.replace("/", "-")
+    rows = _times(*(Bundle.open(place / precision) for precision in ("float32", "int8")))
     for row in rows:
         ratio, limit = row["speed"]["onnxruntime"], PROMISED[row["batch"]]
         name = f"{MODEL}, batch {row['batch']}: onnxruntime, float32 / int8"
@@ -63,20 +68,28 @@ def _options(folder: Path, model: str) -> BuildOptions:
     )
 
 
-def _bundle(folder: Path, model: str) -> Bundle:
+def _bundles(folder: Path, model: str) -> tuple[Bundle, Bundle]:
+    """Build a model in float32 and in INT8."""
     folder.mkdir()
     write_checkpoints(folder, model)
-    return build(_options(folder, model), folder / "float32")
+    options = _options(folder, model)
+    whole = build(options, folder / "float32")
+    recipe = Recipe(
+        "int8",
+        {"predictor guided": _layers(whole, _graph(whole))},
+        {"predictor": whole.manifest.sources["predictor"]["sha256"]},
+        passed=True,
+        guided_channels=whole.manifest.model.guidance.channels,
+        schedules=(SCHEDULE,),
+        timed=(),
+    )
+    save_recipe(recipe, folder / "recipe.json")
+    eight = replace(options, precisions=("int8",), recipes=(folder / "recipe.json",))
+    return whole, build(eight, folder / "int8")
 
 
-def _times(folder: Path) -> list[dict[str, Any]]:
+def _times(whole: Bundle, quantized: Bundle) -> list[dict[str, Any]]:
     """Time an evaluation in turn on all backends, in float32 and in INT8."""
-    whole = Bundle.open(folder / "float32")
-    options = replace(_options(folder, MODEL), precisions=("int8",), recipes=(folder / "recipe.json",))
-    layers = {"predictor guided": _layers(whole, _graph(whole))}
-    sources = {"predictor": whole.manifest.sources["predictor"]["sha256"]}
-    save_recipe(Recipe("int8", layers, sources, passed=True), options.recipes[0])
-    quantized = build(options, folder / "int8")
     calls: dict[str, Callable[..., object]] = {}
     for backend in BACKENDS:
         for precision, bundle in (("fp32", whole), ("int8", quantized)):
@@ -99,39 +112,55 @@ def _row(calls: dict[str, Callable[..., object]], bundle: Bundle, batch: int) ->
     return {"model": MODEL, "batch": batch, "milliseconds": milliseconds, "speed": speed}
 
 
-def _plans(bundle: Bundle, folder: Path) -> Iterator[dict[str, Any]]:
-    """Build plans of the predictor for TensorRT-RTX in half precision and in 8 bits."""
-    trt = importlib.import_module("tensorrt_rtx")
-    graph = _graph(bundle)
-    for file in graph.data:
-        bundle.file(file)
-    batch = max(bundle.manifest.batches)
+def _requests(whole: Bundle, quantized: Bundle) -> Iterator[tuple[str, EngineRequest, int]]:
+    """Yield plans of the predictor: a name, what it is built of, how many layers are in 8 bits."""
+    graph = _graph(whole)
+    batch = max(whole.manifest.batches)
     half = EngineRequest(
         graph.network,
         graph.variant,
-        bundle.file(graph.file),
+        _checked(whole, graph.file, graph.data),
         graph.inputs,
         graph.outputs,
         "fp16",
         (batch,),
     )
-    quantization = Quantization(_layers(bundle, graph), half.precision)
-    eight = [replace(half, precision=kind, quantization=quantization) for kind in QUANTIZED]
-    for request in (half, *eight):
-        size, products = plan_products(trt, request, folder)
-        yield {
-            "precision": request.precision,
-            "batch": batch,
-            "megabytes": round(size / 1e6, 1),
-            "products": products,
-            "quantized_layers": len(quantization.layers) if request.quantization else 0,
-        }
+    yield half.precision, half, 0
+    quantization = Quantization(_layers(whole, graph), half.precision)
+    for kind in QUANTIZED:
+        yield kind, replace(half, precision=kind, quantization=quantization), len(quantization.layers)
+    engine = quantized.manifest.engine("predictor", "guided", "onnxruntime")
+    file = _checked(quantized, engine.file, engine.data)
+    yield (
+        f"{SAME_FILE} {engine.precision}",
+        replace(half, graph=file, precision="fp32"),
+        len(quantization.layers),
+    )
+
+
+def _checked(bundle: Bundle, file: str, data: tuple[str, ...]) -> Path:
+    """Return a graph's file, its hash and those of its weights' files checked."""
+    for other in data:
+        bundle.file(other)
+    return bundle.file(file)
+
+
+def _plan(model: str, name: str, request: EngineRequest, layers: int, folder: Path) -> dict[str, Any]:
+    size, products = plan_products(importlib.import_module("tensorrt_rtx"), request, folder)
+    return {
+        "model": model,
+        "precision": name,
+        "batch": request.batches[0],
+        "megabytes": round(size / 1e6, 1),
+        "products": products,
+        "quantized_layers": layers,
+    }
 
 
 def _plan_checks(row: dict[str, Any]) -> Iterator[Check]:
     if not row["quantized_layers"]:
         return
-    low = {"int8": "Int8 × Int8", "fp8": "FP8 × FP8"}[row["precision"]]
+    low = "FP8 × FP8" if row["precision"] == "fp8" else "Int8 × Int8"
     found = row["products"].get(low, 0)
     name = f"{row['model']}, tensorrt-rtx {row['precision']}: products of 8-bit inputs and weights"
     yield Check(name, found, f"{row['quantized_layers']}", found == row["quantized_layers"])

@@ -56,7 +56,7 @@ from flowturbo_trt.runtime.backend import BACKENDS, DEFAULT_BACKEND
 @click.option(
     "--force",
     is_flag=True,
-    help="Take a recipe whose gate did not hold, or 8 bits that a backend only emulates; the manifest says so.",
+    help="Take a recipe whose gate did not hold, or 8 bits a backend only emulates; the manifest says so.",
 )
 @click.option(
     "--variant",

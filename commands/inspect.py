@@ -12,6 +12,7 @@ from flowturbo_trt.bundle.manifest_json import to_json
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.commands.common import Console, evaluation_counts, make_command
 from flowturbo_trt.commands.forecast import Forecast, columns, cost_lines, memory_lines
+from flowturbo_trt.export.recipe_notes import read_notes
 from flowturbo_trt.runtime.backend import PROVIDERS
 
 
@@ -98,10 +99,14 @@ def _model(manifest: Manifest) -> list[str]:
 
 
 def _recipes(manifest: Manifest) -> Iterator[str]:
-    # Bundles of before there were recipes say nothing of them.
-    for recipe in manifest.options.get("recipes", ()):
-        verdict = "passed its gate" if recipe["passed"] else "DID NOT PASS its gate, built with --force"
-        yield f"{recipe['kind']} {recipe['file']} ({recipe['sha256'][:12]}): {verdict}"
+    for note in read_notes(manifest.options):
+        if note is None:
+            yield "told of in a form that this version does not know"
+            continue
+        verdict = "passed its gate" if note.passed else "DID NOT PASS its gate, built with --force"
+        speed = f"speed measured on {', '.join(note.timed) or 'no backend'}"
+        emulated = "".join(f"; {backend} ONLY EMULATES it" for backend in note.emulated)
+        yield f"{note.kind} {note.file} ({note.sha256[:12]}): {verdict}; {speed}{emulated}"
 
 
 def _schedules(manifest: Manifest) -> list[str]:

@@ -18,21 +18,22 @@ from flowturbo_trt.bundle.manifest import (
 )
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.export.compile import (
-    COMPILERS,
     GPU_BACKENDS,
-    QUANTIZED,
     Compiler,
     EngineRequest,
     is_as_is,
     load_compiler,
 )
+from flowturbo_trt.export.engine_sizes import engine_bytes
 from flowturbo_trt.export.graphs import Exportable, export_one, exportables
 from flowturbo_trt.export.keys import engine_key, graph_key
 from flowturbo_trt.export.networks import CONDITIONER_ROWS, velocity_halves
 from flowturbo_trt.export.options import BuildError, BuildOptions
-from flowturbo_trt.export.preflight import build_need, check_need
+from flowturbo_trt.export.preflight import check_need, engine_need
 from flowturbo_trt.export.progress import BuildProgress, Progress
-from flowturbo_trt.export.recipes import Recipes, check_recipes, load_recipes
+from flowturbo_trt.export.recipe_checks import check_recipes
+from flowturbo_trt.export.recipe_notes import OPTION
+from flowturbo_trt.export.recipes import Recipes, load_recipes
 from flowturbo_trt.export.sources import Sources, load_sources
 from flowturbo_trt.export.workspace import Workspace, open_workspace
 from flowturbo_trt.sampling.program import Program
@@ -63,12 +64,14 @@ def build(
         sources = load_sources(options)
         programs = trace_programs(options, sources)
         items = list(exportables(sources, options.variants, options.conditioning))
-        check_recipes(recipes, items, sources.provenance)
+        check_recipes(recipes, items, sources, list(programs), say)
         track = BuildProgress(progress, {item.network: item.weight_bytes for item in items})
         if options.preflight:
             # Graphs that are finished lie on the disk already.
             keys = [graph_key(item, sources.provenance[item.checkpoint]) for item in items]
-            check_resources(options, track.weight_bytes, work.finished_bytes(keys), out)
+            engine_sizes = engine_bytes(options, recipes, items)
+            finished = work.finished_bytes(keys)
+            check_resources(track.weight_bytes, engine_sizes, len(options.variants), finished, out)
         model, provenance = describe_model(sources, items), sources.provenance
         track.plan([item.network for item in items], len(compilers))
         graphs = [export_graph(item, provenance[item.checkpoint], work, track) for item in items]
@@ -87,18 +90,15 @@ def build(
 
 
 def check_resources(
-    options: BuildOptions, weight_bytes: Mapping[str, int], finished_bytes: int, out: Path
+    weight_bytes: Mapping[str, int],
+    engine_sizes: Mapping[str, Mapping[str, int]],
+    variants: int,
+    finished_bytes: int,
+    out: Path,
 ) -> None:
     """Raise ResourceError where memory or disk will not do for what is not finished yet."""
-    precisions = {backend: _costliest(backend, options.precision_of(backend)) for backend in options.backends}
-    need = build_need(weight_bytes, options.backends, precisions, len(options.variants))
+    need = engine_need(weight_bytes, engine_sizes, variants)
     check_need(replace(need, disk_bytes=max(0, need.disk_bytes - finished_bytes)), out)
-
-
-def _costliest(backend: str, precision: str) -> str:
-    """Return the precision that the most bytes of what is compiled may have: not all is quantised."""
-    base = COMPILERS[backend].precision
-    return base if precision in QUANTIZED and not is_as_is(backend, base) else precision
 
 
 def trace_programs(options: BuildOptions, sources: Sources) -> dict[str, dict[str, Program]]:
@@ -134,14 +134,8 @@ def compile_engines(
     work: Workspace,
     track: BuildProgress,
 ) -> list[Engine]:
-    """Compile one graph for one backend: an engine for all batch sizes, or one for each.
-
-    A network that a recipe does not name has the backend's default precision.
-    """
-    precision = options.precision_of(backend)
-    quantization = recipes.quantization(backend, precision, graph.name)
-    if precision in QUANTIZED and quantization is None:
-        precision = COMPILERS[backend].precision
+    """Compile one graph for one backend: an engine for all batch sizes, or one for each."""
+    precision, quantization = recipes.apply(options, backend, graph.name)
     batches = (CONDITIONER_ROWS,) if graph.is_conditioner else options.batches
     separate = options.separate_plans and backend in GPU_BACKENDS and not graph.is_conditioner
     parts = [(batch,) for batch in batches] if separate else [batches]
@@ -214,7 +208,7 @@ def describe(
         files={file: work.files[file] for file in needed},
         sources=provenance,
         options={field.name: _plain(getattr(options, field.name)) for field in fields(options)}
-        | {"recipes": recipes.describe()},
+        | {OPTION: recipes.describe()},
         environment=versions() | {"platform": platform.platform()},
         licence=LICENCE,
         tables=options.tables,

@@ -24,7 +24,8 @@ class CompilerRow:
 
     `precision` is its default, and of what is not quantised in a network that is; `precisions` are those
     it has. In those it takes `as_is` the backend loads the float32 graph itself, and there is nothing to
-    compile. `for_gpu`: engines are plans for a GPU.
+    compile; those that it `emulates` it has no arithmetic for, and computes in float32 after rounding.
+    `for_gpu`: engines are plans for a GPU.
     The module is imported when asked for, so that no compiler needs another's packages.
     """
 
@@ -32,13 +33,16 @@ class CompilerRow:
     precision: str
     precisions: tuple[str, ...] = (*PRECISIONS, *QUANTIZED)
     as_is: tuple[str, ...] = ()
+    emulates: tuple[str, ...] = ()
     for_gpu: bool = False
 
 
 _EXPORT = "flowturbo_trt.export"
 # On the CPU the default is what every processor has, and what loses nothing unasked.
 COMPILERS = {
-    "onnxruntime": CompilerRow(f"{_EXPORT}.compile_onnxruntime:open_compiler", "fp32", as_is=("fp32",)),
+    "onnxruntime": CompilerRow(
+        f"{_EXPORT}.compile_onnxruntime:open_compiler", "fp32", as_is=("fp32",), emulates=("fp8",)
+    ),
     "tensorrt-rtx": CompilerRow(f"{_EXPORT}.compile_tensorrt:open_rtx", "fp16", for_gpu=True),
     "tensorrt": CompilerRow(f"{_EXPORT}.compile_tensorrt:open_enterprise", "fp16", for_gpu=True),
     "openvino": CompilerRow(

@@ -34,7 +34,8 @@ class BuildOptions:
     configuration's, else H1P5R3 with a refiner and H8 without, the first being the bundle's default, and
     `tables` come with schedules of their own;
     `targets` are GPU compute capabilities (`8.9`), none for portable engines. `recipes` say what int8 and
-    fp8 engines have in 8 bits, one for each of the two; `force` takes one whose gate did not hold.
+    fp8 engines have in 8 bits, one for each of the two; `force` takes one whose gate did not hold, and 8
+    bits that a backend only emulates.
     `separate_plans` makes a TensorRT plan for each batch size instead of one for all; `strip` leaves out
     the float32 graphs that no engine needs; `preflight` refuses what the machine has too little memory or
     disk for. `conditioning` is hoisted (what depends on time and label alone is a network of its own,

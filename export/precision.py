@@ -46,16 +46,25 @@ def engine_graph(request: EngineRequest) -> ir.Model:
     model = load_graph(request.graph)
     if request.quantization is not None:
         quantize(model, request.quantization.layers, request.precision)
+        # The base is not for the user to choose.
+        remedy = (
+            f"the rest of {request.precision} engines is {request.base} here, so use bf16 or fp32 instead of "
+            f"{request.precision}"
+        )
+        return lower_precision(model, request.base, remedy)
     return lower_precision(model, request.base)
 
 
-def lower_precision(model: ir.Model, precision: str) -> ir.Model:
-    """Apply a policy of PRECISIONS to a float32 model, in place; inputs and outputs keep their types."""
+def lower_precision(model: ir.Model, precision: str, remedy: str = "use bf16 or fp32") -> ir.Model:
+    """Apply a policy of PRECISIONS to a float32 model, in place; inputs and outputs keep their types.
+
+    Raises PrecisionError, with the `remedy`, where a constant is too large for the precision.
+    """
     if precision not in PRECISIONS:
         raise PrecisionError(f"unknown precision {precision!r}; known are {', '.join(PRECISIONS)}")
     if precision != "fp32":
         low = _choose_nodes(model.graph)
-        _Lowering(model.graph, _DTYPES[precision]).run(low)
+        _Lowering(model.graph, _DTYPES[precision], remedy).run(low)
     return model
 
 
@@ -112,9 +121,10 @@ def _float_inputs(node: ir.Node) -> Iterable[tuple[int, ir.Value]]:
 class _Lowering:
     """Retypes chosen nodes and inserts the casts between the two precisions, one per value and direction."""
 
-    def __init__(self, graph: ir.Graph, dtype: ir.DataType) -> None:
+    def __init__(self, graph: ir.Graph, dtype: ir.DataType, remedy: str) -> None:
         self.graph = graph
         self.dtype = dtype
+        self.remedy = remedy
         self.lowered: dict[ir.Value, ir.Value] = {}
         self.raised: dict[ir.Value, ir.Value] = {}
         self.in_low: set[ir.Value] = set()
@@ -171,9 +181,7 @@ class _Lowering:
         assert value.const_value is not None
         array = value.const_value.numpy().astype(self.dtype.numpy())
         if not np.isfinite(array.astype(np.float32)).all():
-            raise PrecisionError(
-                f"{value.name} has values that {self.dtype.name} cannot hold; use bf16 or fp32"
-            )
+            raise PrecisionError(f"{value.name} has values that {self.dtype.name} cannot hold; {self.remedy}")
         name = f"{value.name}_{self.dtype.name.lower()}"
         converted = ir.Value(name=name, shape=value.shape, type=ir.TensorType(self.dtype))
         converted.const_value = ir.tensor(array, dtype=self.dtype, name=name)

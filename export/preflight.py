@@ -33,27 +33,37 @@ class Need:
 
 
 def build_need(
-    weight_bytes: Mapping[str, int],
-    backends: Sequence[str],
-    precisions: Mapping[str, str],
-    variants: int,
+    weight_bytes: Mapping[str, int], backends: Sequence[str], precisions: Mapping[str, str], variants: int
+) -> Need:
+    """Estimate a build's need where backends have one precision each (by backend); see engine_need."""
+    sizes = {}
+    for backend in backends:
+        each = 0 if is_as_is(backend, precisions[backend]) else WEIGHT_BYTES[precisions[backend]]
+        sizes[backend] = {n: size * each // WEIGHT_BYTES["fp32"] for n, size in weight_bytes.items() if each}
+    return engine_need(weight_bytes, sizes, variants)
+
+
+def engine_need(
+    weight_bytes: Mapping[str, int], engine_sizes: Mapping[str, Mapping[str, int]], variants: int
 ) -> Need:
     """Estimate a build's need from the float32 bytes of its networks (predictor, decoder, …).
 
-    `precisions` are by backend. Every variant of predictor and refiner has weights of its own on disk;
-    in memory networks take turns, so the largest counts.
+    `engine_sizes` are the bytes of what is compiled of them, by backend and network. Every variant of
+    predictor and refiner has weights of its own on disk; in memory networks take turns, so the largest
+    counts.
     """
-    largest, together = max(weight_bytes.values()), sum(weight_bytes.values())
-    graphs = sum(size * (variants if network in NETWORKS else 1) for network, size in weight_bytes.items())
-    memory, disk = together + EXPORT_COPIES * largest, float(graphs)
-    for backend in backends:
-        if is_as_is(backend, precisions[backend]):
-            continue
-        share = WEIGHT_BYTES[precisions[backend]] / WEIGHT_BYTES["fp32"]
-        memory = max(memory, largest + COMPILE_COPIES[backend] * share * largest)
+    largest = max(weight_bytes.values())
+    memory, disk = sum(weight_bytes.values()) + EXPORT_COPIES * largest, _on_disk(weight_bytes, variants)
+    for backend, sizes in engine_sizes.items():
+        for network, size in sizes.items():
+            memory = max(memory, weight_bytes[network] + COMPILE_COPIES[backend] * size)
         # While the largest is compiled, its graph in this precision lies there as well.
-        disk += share * (graphs + largest)
-    return Need(int(memory) + BASE_MEMORY, int(disk))
+        disk += _on_disk(sizes, variants) + max(sizes.values(), default=0)
+    return Need(int(memory) + BASE_MEMORY, disk)
+
+
+def _on_disk(sizes: Mapping[str, int], variants: int) -> int:
+    return sum(size * (variants if network in NETWORKS else 1) for network, size in sizes.items())
 
 
 def check_need(need: Need, out: Path) -> None:

@@ -49,7 +49,9 @@ class Recipe:
     """What `calibrate precision` found and `build` applies.
 
     `layers` are by network ("predictor guided") and layer ("blocks.0.attn.qkv"); `sources` are the sha256
-    of the checkpoints, by network, that it was made for. `passed` is the gate's verdict, on `findings`.
+    of the checkpoints, by network, that it was made for, with `guided_channels` of the latents guided.
+    `passed` is the gate's verdict on trajectories of `schedules`, from `findings`; `timed` are the backends
+    on which it was measured to be faster.
     """
 
     kind: str
@@ -57,6 +59,9 @@ class Recipe:
     sources: Mapping[str, str]
     passed: bool
     findings: Mapping[str, Any] = field(default_factory=dict)
+    guided_channels: int = field(kw_only=True)
+    schedules: tuple[str, ...] = field(kw_only=True)
+    timed: tuple[str, ...] = field(kw_only=True)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -103,7 +108,22 @@ def _recipe(data: Mapping[str, Any]) -> Recipe:
         for network, of_network in data["layers"].items()
     }
     sources = {network: str(sha256) for network, sha256 in data["sources"].items()}
-    return Recipe(data["kind"], layers, sources, data["passed"] is True, dict(data["findings"]))
+    return Recipe(
+        data["kind"],
+        layers,
+        sources,
+        data["passed"] is True,
+        dict(data["findings"]),
+        guided_channels=int(data["guided_channels"]),
+        schedules=_texts(data["schedules"]),
+        timed=_texts(data["timed"]),
+    )
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise TypeError(f"{values!r} is no list")
+    return tuple(map(str, values))
 
 
 def linear_layers(model: ir.Model) -> dict[str, ir.Node]:

@@ -113,6 +113,8 @@ def provider_options(streams: Streams, precision: str, sha256: str) -> dict[str,
     tensorrt = shared | {
         "trt_fp16_enable": "1" if precision == "fp16" else "0",
         "trt_bf16_enable": "1" if precision == "bf16" else "0",
+        # Without it TensorRT refuses graphs with Q/DQ; of fp8 the provider knows no such option.
+        "trt_int8_enable": "1" if precision == "int8" else "0",
     }
     if (folder := cache_folder("onnxruntime-tensorrt")) is not None:
         tensorrt |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder / sha256)}

@@ -24,7 +24,7 @@ from flowturbo_trt.evaluation.parity.results import (
     TrajectoryParity,
     by_psnr,
 )
-from flowturbo_trt.evaluation.parity.thresholds import loosest, thresholds
+from flowturbo_trt.evaluation.parity.thresholds import bundle_thresholds, loosest
 from flowturbo_trt.runtime.backend import Backend, BackendError, Inputs, Run, Trajectory, UnsupportedError
 from flowturbo_trt.runtime.conditioning import needed_engines
 from flowturbo_trt.sampling.errors import FlowTurboError
@@ -48,6 +48,7 @@ class BackendCheck:
         tick: Callable[[str], None],
     ) -> None:
         self._manifest = manifest
+        self._limits = bundle_thresholds(manifest)
         self._name = name
         self._backend = backend
         self._recordings = recordings
@@ -65,7 +66,9 @@ class BackendCheck:
 
     def _engine(self, engine: Engine) -> EngineParity:
         self._tick(f"{engine.name} on {self._name}, call by call")
-        result = EngineParity(engine, thresholds(engine.precision), file_fault=self._faults.get(engine.file))
+        result = EngineParity(
+            engine, self._limits[engine.precision], file_fault=self._faults.get(engine.file)
+        )
         batches = [batch for batch in self._options.batches if batch in engine.batches]
         if engine.is_conditioner:
             # It knows no batches of images: its rows are times and labels.
@@ -134,8 +137,8 @@ class BackendCheck:
             }
         except BundleError as error:
             return TrajectoryParity(*where, "", batch, None, failure=str(error))
-        precision = loosest(used)
-        result = TrajectoryParity(*where, precision, batch, thresholds(precision))
+        precision = loosest(used, self._limits)
+        result = TrajectoryParity(*where, precision, batch, self._limits[precision])
         if len(recording.program.steps) != len(recording.states):
             found, expected = len(recording.program.steps), len(recording.states)
             return replace(result, failure=f"its program has {found} steps, the schedule {expected}")

@@ -86,7 +86,7 @@ def bisect(bundle: Bundle, result: EngineParity, recordings: Sequence[Recording]
             f"it is the float32 graph itself: the difference arises in how {engine.backend} computes it in "
             f"{engine.precision}",
         )
-    limit = file_thresholds(engine).call_relative_l2
+    limit = file_thresholds(engine, result.limits).call_relative_l2
     try:
         expected, found = _Tensors(bundle, graph), _Tensors(bundle, engine)
         searches = (_first_divergence(expected, found, inputs, limit) for inputs in candidates)

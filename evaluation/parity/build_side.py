@@ -49,7 +49,7 @@ def faults_in_files(bundle: Bundle) -> tuple[dict[str, str], tuple[str, ...]]:
             bundle.file(file)
         files = bundle.file(engine.file), bundle.file(graph.file)
         try:
-            fault = module.find_fault(*files, file_thresholds(engine))
+            fault = module.find_fault(*files, file_thresholds(engine, thresholds(engine.precision)))
         except (OSError, ValueError) as error:
             fault = f"its file cannot be read ({error})"
         if fault:

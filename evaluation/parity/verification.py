@@ -14,7 +14,7 @@ from flowturbo_trt.evaluation.parity.build_side import against_torch, faults_in_
 from flowturbo_trt.evaluation.parity.options import ParityError, ParityOptions
 from flowturbo_trt.evaluation.parity.recording import open_reference, record
 from flowturbo_trt.evaluation.parity.results import EngineParity, ParityReport, TrajectoryParity
-from flowturbo_trt.evaluation.parity.thresholds import thresholds
+from flowturbo_trt.evaluation.parity.thresholds import bundle_thresholds, kept_budgets, thresholds
 from flowturbo_trt.runtime.backend import BackendError, load_backend
 from flowturbo_trt.runtime.backend_onnxruntime import NAME as REFERENCE
 
@@ -54,7 +54,7 @@ def verify(
     if all(result.status == "not run" for result in engines):
         reasons = "; ".join(dict.fromkeys(str(result.not_run) for result in engines))
         raise ParityError(f"no engine of the bundle could be run here: {reasons}")
-    notes = (*notes, *left_out, *_identical(manifest, options))
+    notes = (*notes, *left_out, *_identical(manifest, options), *_promised(manifest))
     return ParityReport(tuple(engines), tuple(trajectories), torch, notes, tuple(recordings))
 
 
@@ -64,6 +64,17 @@ def _identical(manifest: Manifest, options: ParityOptions) -> Iterator[str]:
     alike = all(engine.file in graphs for engine in manifest.engines if engine.backend == REFERENCE)
     if alike and REFERENCE in options.backends:
         yield f"{REFERENCE} runs the float32 graphs themselves: only its batches and trajectories are tested"
+
+
+def _promised(manifest: Manifest) -> Iterator[str]:
+    """Say where a recipe's budget takes the place of narrower limits."""
+    limits = bundle_thresholds(manifest)
+    for kind, budget in kept_budgets(manifest).items():
+        if kind in limits and limits[kind] != thresholds(kind):
+            yield (
+                f"limits of {kind} are wider than usual: its recipe's gate let a mean trajectory error of "
+                f"{budget:.2g} pass"
+            )
 
 
 def _work(manifest: Manifest, options: ParityOptions, recordings: int) -> int:
@@ -82,9 +93,8 @@ def _resolve(options: ParityOptions, manifest: Manifest) -> ParityOptions:
             raise ParityError(
                 f"batch {batch}: the bundle was built for {', '.join(map(str, manifest.batches))}"
             )
-    for engine in manifest.engines:
-        # An engine of a precision without limits is found out before anything runs.
-        thresholds(engine.precision)
+    # An engine of a precision without limits is found out before anything runs.
+    bundle_thresholds(manifest)
     return replace(
         options,
         backends=tuple(dict.fromkeys(options.backends)) or held,
@@ -94,8 +104,9 @@ def _resolve(options: ParityOptions, manifest: Manifest) -> ParityOptions:
 
 
 def _none_run(manifest: Manifest, backend: str, reason: str) -> list[EngineParity]:
+    limits = bundle_thresholds(manifest)
     engines = (engine for engine in manifest.engines if engine.backend == backend)
-    return [EngineParity(engine, thresholds(engine.precision), not_run=reason) for engine in engines]
+    return [EngineParity(engine, limits[engine.precision], not_run=reason) for engine in engines]
 
 
 class _Ticker:

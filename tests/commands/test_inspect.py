@@ -135,3 +135,19 @@ def test_base_install(tiny_bundle: Path) -> None:
 )
 def test_mistakes(fails: Callable[..., str], tiny_bundle: Path, words: list[str], complaint: str) -> None:
     assert complaint in fails("inspect", tiny_bundle, *words)
+
+
+def test_recipes(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Whose speed was measured where; and a manifest of another hand is shown as far as it is known."""
+    note = {"file": "r.json", "sha256": "ab" * 32, "kind": "int8", "passed": True, "findings": {}}
+    note |= {"timed": ["onnxruntime", "openvino"], "emulated": [], "schedules": ["H2"]}
+    untimed = note | {"kind": "fp8", "timed": [], "emulated": ["onnxruntime"]}
+    recipes = [note, untimed, {"kind": "int8"}, "r.json"]
+    copy = changed_copy(tiny_bundle, tmp_path, lambda data: data["options"].update(recipes=recipes))
+    lines = [line for line in run("inspect", copy).stdout.splitlines() if line.startswith("recipe ")]
+    assert lines == [
+        "recipe     int8 r.json (abababababab): passed its gate; speed measured on onnxruntime, openvino",
+        "recipe     fp8 r.json (abababababab): passed its gate; speed measured on no backend; onnxruntime "
+        "ONLY EMULATES it",
+        *["recipe     told of in a form that this version does not know"] * 2,
+    ]

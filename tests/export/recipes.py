@@ -72,7 +72,16 @@ def recipe_for(bundle: Path, kind: str = "int8", networks: tuple[str, ...] = ("p
         (file,) = (bundle / graph.file for graph in manifest.graphs if graph.name == name)
         layers[name] = quantized_layers(file, arrays, kind)
     sources = {name: source["sha256"] for name, source in manifest.sources.items()}
-    return Recipe(kind, layers, sources, passed=True, findings={"trajectory_error": 0.01})
+    return Recipe(
+        kind,
+        layers,
+        {name: sha256 for name, sha256 in sources.items() if name != "decoder"},
+        passed=True,
+        findings={"budgets": {manifest.default_schedule: 0.01}},
+        guided_channels=manifest.model.guidance.channels,
+        schedules=tuple(manifest.programs),
+        timed=("onnxruntime",),
+    )
 
 
 def saved(recipe: Recipe, path: Path, **changes: Any) -> Path:

@@ -11,31 +11,60 @@ from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.export import preflight
 from flowturbo_trt.export.build import build
 from flowturbo_trt.export.networks import velocity_outputs_only
+from flowturbo_trt.export.onnx_graph import load_graph
 from flowturbo_trt.export.options import BuildError, BuildOptions
-from flowturbo_trt.export.preflight import Need, ResourceError, available_memory, build_need, check_need
+from flowturbo_trt.export.preflight import (
+    Need,
+    ResourceError,
+    available_memory,
+    build_need,
+    check_need,
+    engine_need,
+)
+from flowturbo_trt.export.quantization import WEIGHT
 from flowturbo_trt.export.sources import load_sources
 from flowturbo_trt.models.sit import SiT
+from flowturbo_trt.tests.export.recipes import recipe_for, saved
 
 GIB = 2**30
 # SiT-XL/2, its refiner and the Stable Diffusion decoder in float32.
 FULL_SIZE = {"predictor": 2_700_000_000, "refiner": 119_000_000, "decoder": 198_000_000}
 
 
-def need(*backends: str, precision: str = "fp16", variants: int = 1) -> Need:
-    return build_need(FULL_SIZE, backends, dict.fromkeys(backends, precision), variants)
+def need(backend: str = "tensorrt-rtx", precision: str = "fp16", variants: int = 1) -> Need:
+    return build_need(FULL_SIZE, [backend], {backend: precision}, variants)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Mapping[str, int], Mapping[str, Any]]]:
+    """The weights and the sizes of engines that builds ask about."""
+    found: list[tuple[Mapping[str, int], Mapping[str, Any]]] = []
+
+    def need_of(weights: Mapping[str, int], sizes: Mapping[str, Any], variants: int) -> Need:
+        found.append((weights, sizes))
+        return Need(0, 0)
+
+    monkeypatch.setattr("flowturbo_trt.export.build.engine_need", need_of)
+    return found
 
 
 def test_need_of_a_full_size_build() -> None:
     """6.5 GiB were measured with a decoder of 256 pixels, 7.9 with one of 512."""
-    assert 6.5 * GIB < need("tensorrt-rtx").memory_bytes < 8.5 * GIB
+    assert 6.5 * GIB < need().memory_bytes < 8.5 * GIB
 
 
 def test_float32_graphs_are_engines_already() -> None:
     assert need("onnxruntime", precision="fp32").disk_bytes == sum(FULL_SIZE.values())
 
 
+def test_disk_of_engines() -> None:
+    """Beside the graphs: the engines, and the graph that the largest is compiled from."""
+    graphs = sum(FULL_SIZE.values())
+    assert need().disk_bytes == graphs + (graphs + FULL_SIZE["predictor"]) // 2
+
+
 def test_every_variant_takes_disk_but_no_more_memory() -> None:
-    one, two = need("tensorrt-rtx"), need("tensorrt-rtx", variants=2)
+    one, two = need(), need(variants=2)
     assert two.memory_bytes == one.memory_bytes
     assert two.disk_bytes > 1.5 * one.disk_bytes
 
@@ -43,8 +72,10 @@ def test_every_variant_takes_disk_but_no_more_memory() -> None:
 def test_conditioners_are_shared_by_the_variants() -> None:
     """On disk there is one of them, where there are two trunks."""
     sizes = {"predictor": 1000, "predictor_conditioner": 10, "decoder": 1}
-    one, two = (build_need(sizes, ["onnxruntime"], {"onnxruntime": "fp32"}, n).disk_bytes for n in (1, 2))
+    one, two = (engine_need(sizes, {"onnxruntime": {}}, n).disk_bytes for n in (1, 2))
     assert (one, two) == (1011, 2011)
+    one, two = (engine_need(sizes, {"onnxruntime": sizes}, n).disk_bytes for n in (1, 2))
+    assert (one, two) == (3022, 5022)
 
 
 @pytest.mark.parametrize("conditioning", ["hoisted", "fused"])
@@ -52,18 +83,11 @@ def test_need_is_that_of_all_weights(
     tiny_options: BuildOptions,
     tmp_path: Path,
     instant_export: list[str],
-    monkeypatch: pytest.MonkeyPatch,
+    asked: list[tuple[Mapping[str, int], Mapping[str, Any]]],
     conditioning: str,
 ) -> None:
-    asked: list[Mapping[str, int]] = []
-
-    def need_of(weights: Mapping[str, int], *others: Any) -> Need:
-        asked.append(weights)
-        return Need(0, 0)
-
-    monkeypatch.setattr("flowturbo_trt.export.build.build_need", need_of)
     build(replace(tiny_options, conditioning=conditioning), tmp_path / "bundle")
-    (weights,) = asked
+    ((weights, _),) = asked
     sources = load_sources(tiny_options)
     networks = [sources.predictor, sources.refiner, sources.decoder]
     held = [velocity_outputs_only(n) if isinstance(n, SiT) else n for n in networks if n is not None]
@@ -72,8 +96,43 @@ def test_need_is_that_of_all_weights(
 
 
 def test_higher_precision_takes_more() -> None:
-    assert need("tensorrt-rtx", precision="fp32").memory_bytes > need("tensorrt-rtx").memory_bytes
-    assert need("tensorrt-rtx", precision="fp32").disk_bytes > need("tensorrt-rtx").disk_bytes
+    assert need(precision="fp32").memory_bytes > need().memory_bytes
+    assert need(precision="fp32").disk_bytes > need().disk_bytes
+
+
+def weight_bytes(file: Path) -> int:
+    """Return the bytes of a graph's weights, without the scales that came to them."""
+    values = load_graph(file).graph.initializers
+    kept = {name: value for name, value in values.items() if WEIGHT in name and not name.endswith("_scale")}
+    return sum(value.const_value.nbytes for value in kept.values() if value.const_value is not None)
+
+
+@pytest.mark.parametrize("names", [("predictor guided",), ("predictor guided", "refiner guided")])
+@pytest.mark.parametrize("smaller", [(), ("attn.proj",)])
+def test_size_of_8_bit_engines(
+    tiny_options: BuildOptions,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    instant_export: list[str],
+    asked: list[tuple[Mapping[str, int], Mapping[str, Any]]],
+    names: tuple[str, ...],
+    smaller: tuple[str, ...],
+) -> None:
+    """What is not quantised is in float32 in the same file; what has nothing quantised has no file."""
+    recipe = recipe_for(tiny_bundle, networks=names)
+    layers = {
+        name: {layer: how for layer, how in of.items() if not smaller or layer.endswith(smaller)}
+        for name, of in recipe.layers.items()
+    }
+    path = saved(recipe, tmp_path / "r.json", layers=layers)
+    bundle = build(replace(tiny_options, precisions=("int8",), recipes=(path,)), tmp_path / "bundle")
+    ((weights, sizes),) = asked
+    engines = [engine for engine in bundle.manifest.engines if engine.precision == "int8"]
+    assert sizes["onnxruntime"].keys() == {engine.network for engine in engines}
+    for engine in engines:
+        (graph,) = (graph for graph in bundle.manifest.graphs if graph.name == engine.name)
+        before, after = (weight_bytes(bundle.path / file) for file in (graph.file, engine.file))
+        assert weights[engine.network] - sizes["onnxruntime"][engine.network] == before - after
 
 
 @pytest.mark.parametrize(

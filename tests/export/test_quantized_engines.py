@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.evaluation.metrics import relative_l2
 from flowturbo_trt.export.compile import EngineRequest, Quantization, load_compiler
 from flowturbo_trt.export.onnx_graph import load_graph, save_graph
-from flowturbo_trt.export.precision import lower_precision
+from flowturbo_trt.export.precision import PrecisionError, engine_graph, lower_precision
 from flowturbo_trt.export.quantization import quantize
 from flowturbo_trt.tests.export.recipes import quantized_layers, random_inputs
 
@@ -84,19 +85,38 @@ def test_same_numbers_on_a_half_precision_base(tiny_bundle: Path, tmp_path: Path
 def test_nothing_is_lowered_twice(tiny_bundle: Path, tmp_path: Path) -> None:
     """Float32 is a base as well: then nothing but Q/DQ is new."""
     request = request_of(tiny_bundle, "int8", "fp32")
-    (file,) = load_compiler("openvino").compile(request, tmp_path) if _has("openvino") else (None,)
-    (other,) = load_compiler("onnxruntime").compile(request, tmp_path)
-    assert file in (None, other) or file.read_bytes() == other.read_bytes()
-    added = {node.op_type for node in onnx.load(other).graph.node} - {
-        node.op_type for node in onnx.load(request.graph).graph.node
-    }
-    assert added == {"QuantizeLinear", "DequantizeLinear"}
+    (file,) = load_compiler("onnxruntime").compile(request, tmp_path)
+    before, after = ({node.op_type for node in onnx.load(path).graph.node} for path in (request.graph, file))
+    assert after - before == {"QuantizeLinear", "DequantizeLinear"}
 
 
-def _has(module: str) -> bool:
-    import importlib.util
+def test_one_file_for_both_backends_on_the_cpu(tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    request = request_of(tiny_bundle, "int8", "fp32")
+    content = []
+    for backend in ("onnxruntime", "openvino"):
+        (tmp_path / backend).mkdir()
+        (file,) = load_compiler(backend).compile(request, tmp_path / backend)
+        content.append(file.read_bytes())
+    assert content[0] == content[1]
 
-    return importlib.util.find_spec(module) is not None
+
+def test_weights_that_the_base_cannot_hold(tiny_bundle: Path, tmp_path: Path, kind: str) -> None:
+    """The base is the backend's own, so that another one is no remedy."""
+    request = request_of(tiny_bundle, kind, "fp16")
+    model = load_graph(request.graph)
+    model.graph.initializers["network.final_layer.linear.weight"].const_value = ir.tensor(
+        np.full((16, 8), 1e6, np.float32)
+    )
+    (large,) = save_graph(model, tmp_path / "large.onnx")
+    with pytest.raises(PrecisionError) as caught:
+        engine_graph(replace(request, graph=large))
+    assert str(caught.value) == (
+        "network.final_layer.linear.weight has values that FLOAT16 cannot hold; the rest of "
+        f"{kind} engines is fp16 here, so use bf16 or fp32 instead of {kind}"
+    )
+    with pytest.raises(PrecisionError, match=r"FLOAT16 cannot hold; use bf16 or fp32$"):
+        engine_graph(replace(request, graph=large, precision="fp16", quantization=None))
 
 
 @pytest.mark.parametrize("targets", [(), ("8.9",), ("8.9", "12.0")])
@@ -121,3 +141,16 @@ def test_rtx_products_take_8_bits(tiny_bundle: Path, tmp_path: Path, kind: str) 
     assert products == {low: 4, "Half × Half": 1}
     assert size > 10_000
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rtx_products_of_the_file_that_runs_on_the_cpu(tiny_bundle: Path, tmp_path: Path, kind: str) -> None:
+    """Its base is float32, and TensorRT finds the same 8-bit products in it."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    from flowturbo_trt.benchmarks.plan_layers import plan_products
+
+    request = replace(request_of(tiny_bundle, kind, "fp32"), batches=(3,))
+    (file,) = load_compiler("onnxruntime").compile(request, tmp_path)
+    of_file = replace(request, graph=file, precision="fp32", quantization=None)
+    _, products = plan_products(trt, of_file, tmp_path)
+    low = {"int8": "Int8 × Int8", "fp8": "FP8 × FP8"}[kind]
+    assert products == {low: 4, "Float × Float": 1}

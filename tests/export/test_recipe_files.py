@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ RECIPE = Recipe(
     {"predictor": "ab" * 32},
     True,
     {"trajectory_error": 0.03},
+    guided_channels=3,
+    schedules=("H8", "H1P5R3"),
+    timed=("onnxruntime",),
 )
 
 
@@ -33,6 +37,9 @@ def test_recipe_as_file(tmp_path: Path) -> None:
         (lambda d: d.update(layers=[]), r"is damaged \(AttributeError"),
         (lambda d: d.update(sources="x"), r"is damaged \(AttributeError"),
         (lambda d: d.pop("passed"), r"is damaged \(KeyError 'passed'\)"),
+        (lambda d: d.pop("guided_channels"), r"is damaged \(KeyError 'guided_channels'\)"),
+        (lambda d: d.update(schedules="H8"), r"is damaged \(TypeError 'H8' is no list\)"),
+        (lambda d: d.update(timed={"onnxruntime": True}), r"is damaged \(TypeError .* is no list\)"),
         (lambda d: d["layers"]["predictor guided"]["a"].pop("scale"), r"is damaged \(KeyError 'scale'\)"),
         (lambda d: d["layers"]["predictor guided"]["a"].update(scale="x"), r"is damaged \(ValueError"),
         (lambda d: d["layers"]["predictor guided"]["a"].update(smooth=None), r"is damaged \(TypeError"),
@@ -67,4 +74,4 @@ def test_missing_recipe(tmp_path: Path) -> None:
 def test_scales_that_are_none(value: float, where: str) -> None:
     layer = QuantizedLinear(value) if where == "scale" else QuantizedLinear(1.0, (1.0, value))
     with pytest.raises(RecipeError, match="refiner guided, a: its scales are not all positive numbers"):
-        Recipe("int8", {"refiner guided": {"a": layer}}, {}, True)
+        replace(RECIPE, layers={"refiner guided": {"a": layer}})

@@ -93,7 +93,10 @@ def test_what_the_manifest_says(made: Callable[..., Manifest], recipe: Recipe, t
             "sha256": sha256(path),
             "kind": "int8",
             "passed": True,
-            "findings": {"trajectory_error": 0.01},
+            "timed": ["onnxruntime"],
+            "emulated": [],
+            "schedules": ["H1P1R1", "H2"],
+            "findings": {"budgets": {"H1P1R1": 0.01}},
         }
     ]
     assert options["force"] is False
@@ -108,13 +111,15 @@ def test_gate_that_did_not_hold(
 ) -> None:
     path = saved(recipe, tmp_path / "r.json", passed=False)
     assert refused(path) == (
-        f"{path}: did not pass its gate, which `calibrate precision` tells about; calibrate with another "
-        "budget, or build it nevertheless with --force"
+        f"{path}: did not pass its gate, as `calibrate precision` told; calibrate with another budget, or "
+        "build it nevertheless with --force"
     )
     told: list[str] = []
     options = replace(tiny_options, **INT8, recipes=(path,), force=True)
     manifest = build(options, tmp_path / "bundle", say=told.append).manifest
-    assert told[0] == f"{path}: did not pass its gate, and is built nevertheless"
+    assert (
+        told[0] == f"{path}: did not pass its gate, as `calibrate precision` told; it is built nevertheless"
+    )
     assert manifest.options["force"] is True
     assert manifest.options["recipes"][0]["passed"] is False
     assert manifest.engine("predictor", "guided", "onnxruntime").precision == "int8"
@@ -214,9 +219,44 @@ def test_two_kinds_in_one_bundle(
 ) -> None:
     recipes = (saved(recipe, tmp_path / "8.json"), saved(recipe_for(tiny_bundle, "fp8"), tmp_path / "f.json"))
     backends, precisions = ("onnxruntime", "openvino"), ("onnxruntime=fp8", "openvino=int8")
-    manifest = made(backends=backends, precisions=precisions, recipes=recipes)
+    manifest = made(backends=backends, precisions=precisions, recipes=recipes, force=True)
     kinds = [manifest.engine("predictor", "guided", backend).precision for backend in backends]
     assert kinds == ["fp8", "int8"]
     file = tmp_path / "bundle" / manifest.engine("predictor", "guided", "onnxruntime").file
     assert TensorProto.FLOAT8E4M3FN in types_of(file)
     Bundle.open(tmp_path / "bundle").check_all()
+
+
+def test_speed_that_nobody_measured(
+    tiny_options: BuildOptions, instant_export: list[str], recipe: Recipe, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    path = saved(recipe, tmp_path / "r.json")
+    options = replace(tiny_options, **INT8, recipes=(path,), backends=("onnxruntime", "openvino"))
+    build(options, tmp_path / "bundle", say=told.append)
+    assert [text for text in told if "speed" in text] == [
+        f"{path}: speed of int8 on openvino was not measured: compare with `flowturbo_trt bench` there"
+    ]
+
+
+def test_emulated_arithmetic(
+    tiny_options: BuildOptions, tiny_bundle: Path, instant_export: list[str], tmp_path: Path
+) -> None:
+    """ONNX Runtime rounds to fp8 and computes in float32: that is for those who ask for it."""
+    path = saved(recipe_for(tiny_bundle, "fp8"), tmp_path / "r.json", timed=())
+    options = replace(tiny_options, precisions=("fp8",), recipes=(path,))
+    with pytest.raises(RecipeError) as caught:
+        build(options, tmp_path / "bundle")
+    assert instant_export == []
+    assert str(caught.value) == (
+        f"{path}: is for onnxruntime, which only emulates fp8 and is no faster for it; build fp8 for another "
+        "backend, or build it nevertheless with --force"
+    )
+    told: list[str] = []
+    manifest = build(replace(options, force=True), tmp_path / "bundle", say=told.append).manifest
+    assert told[0] == (
+        f"{path}: is for onnxruntime, which only emulates fp8 and is no faster for it; it is built "
+        "nevertheless"
+    )
+    assert not any("not measured" in text for text in told)
+    assert manifest.options["recipes"][0]["emulated"] == ["onnxruntime"]

@@ -30,7 +30,9 @@ def in_kind(
 
     def make(kind: str, backend: str) -> Path:
         recipe = saved(recipe_for(tiny_bundle, kind), tmp_path / f"{kind}.json")
-        options = replace(tiny_options, backends=(backend,), precisions=(kind,), recipes=(recipe,))
+        options = replace(
+            tiny_options, backends=(backend,), precisions=(kind,), recipes=(recipe,), force=kind == "fp8"
+        )
         return build(options, tmp_path / "bundle").path
 
     return make

@@ -145,7 +145,7 @@ def test_thresholds() -> None:
     fp32, fp16, bf16 = (thresholds(precision) for precision in ("fp32", "fp16", "bf16"))
     assert fp32.call_relative_l2 < fp16.call_relative_l2 < bf16.call_relative_l2
     assert fp32.image_psnr > fp16.image_psnr > bf16.image_psnr
-    assert loosest({"fp32", "bf16", "fp16"}) == "bf16"
+    assert loosest({"fp32", "bf16", "fp16"}, THRESHOLDS) == "bf16"
     with pytest.raises(ThresholdError, match="int3"):
         thresholds("int3")
 
