@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowturbo_trt.benchmarks.random_batch import compare_calibrations
+from flowturbo_trt.benchmarks.random_batch import FIRST, LAST, compare_calibrations
 from flowturbo_trt.benchmarks.tables import RESULTS
-from flowturbo_trt.calibration.precision.gate import GateOptions
 from flowturbo_trt.calibration.precision.heat_map import save_heat_map
-from flowturbo_trt.calibration.precision.quantize import Calibrated, PrecisionOptions, calibrate_precision
+from flowturbo_trt.calibration.precision.options import GateOptions, PrecisionOptions
+from flowturbo_trt.calibration.precision.quantize import Calibrated, calibrate_precision
 from flowturbo_trt.evaluation.quality.extractor import open_extractor
 from flowturbo_trt.evaluation.report import Check
 from flowturbo_trt.examples.digits.bundle import GUIDANCE, build_digits
@@ -64,8 +64,13 @@ def measure(folder: Path) -> tuple[dict[str, Any], list[Check]]:
 def _random_checks(ratios: NDArray[np.float64]) -> list[Check]:
     first, *_, last = map(float, ratios)
     return [
-        Check(f"velocity error at the {where} call, random batch / trajectories", r, "more than 1", r > 1)
-        for where, r in (("first", first), ("last", last))
+        Check(
+            f"velocity error at the {where} call, random batch / trajectories",
+            r,
+            f"more than {least}",
+            r > least,
+        )
+        for where, r, least in (("first", first, FIRST), ("last", last, LAST))
     ]
 
 

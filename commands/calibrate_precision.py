@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,25 @@ import onnxruntime
 
 from flowturbo_trt.bundle.environment import versions
 from flowturbo_trt.bundle.store import Bundle
-from flowturbo_trt.calibration.precision.gate import GateOptions
+from flowturbo_trt.calibration.precision.gate_speed import LEAST_SAMPLES
 from flowturbo_trt.calibration.precision.heat_map import save_heat_map
-from flowturbo_trt.calibration.precision.mixed_precision import nearest_groups
-from flowturbo_trt.calibration.precision.quantize import Calibrated, PrecisionOptions, calibrate_precision
+from flowturbo_trt.calibration.precision.options import (
+    RECOGNISED_ROWS,
+    ROWS,
+    GateOptions,
+    PrecisionOptions,
+)
+from flowturbo_trt.calibration.precision.quantize import Calibrated, calibrate_precision
 from flowturbo_trt.calibration.precision.ranges import METHODS
 from flowturbo_trt.commands.common import CHECK_FAILED, JSON_VERSION, Console, make_command
-from flowturbo_trt.commands.files import check_outputs
+from flowturbo_trt.commands.files import FileError, check_outputs
+from flowturbo_trt.commands.precision_text import conclusion, lines, title
 from flowturbo_trt.commands.running import threads_option
 from flowturbo_trt.evaluation.quality.extractor import open_extractor
 from flowturbo_trt.evaluation.report import machine
 from flowturbo_trt.evaluation.speed.latency import Stability
 from flowturbo_trt.export.quantization import KINDS, save_recipe
+from flowturbo_trt.sampling.noise import MAX_SEED
 
 NAME = "calibrate precision"
 NO_SMOOTHING = "none"
@@ -74,16 +82,15 @@ class Strength(click.ParamType):  # type: ignore[type-arg]  # generic from click
 @click.option(
     "--judged-rows",
     type=click.IntRange(min=1),
-    default=GateOptions.rows,
-    show_default=True,
-    help="Images of other noise that the gate compares.",
+    help="Images of other noise that the gate compares. "
+    f"Default: {ROWS}, with --extractor {RECOGNISED_ROWS}.",
 )
 @click.option(
     "--guidance", type=float, multiple=True, help="Scales to record at, in turn. Default: the bundle's."
 )
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, MAX_SEED),
     default=PrecisionOptions.seed,
     show_default=True,
     help="Of the noise.",
@@ -135,7 +142,8 @@ class Strength(click.ParamType):  # type: ignore[type-arg]  # generic from click
 @click.option(
     "--extractor",
     type=click.Path(path_type=Path),
-    help="Feature extractor, as for `evaluate`: class agreement may not fall by more than a point.",
+    help="Feature extractor, as for `evaluate`: class agreement may not fall by more than a point, where it "
+    "tells the bundle's classes.",
 )
 @click.option(
     "--figure", type=click.Path(path_type=Path), help="Heat map of errors, .png; numbers go beside it."
@@ -146,7 +154,8 @@ class Strength(click.ParamType):  # type: ignore[type-arg]  # generic from click
     type=click.FloatRange(0, min_open=True),
     default=GateOptions().stability.seconds,
     show_default=True,
-    help="Stop timing after this, stable or not, for each schedule and batch size.",
+    help="Stop timing after this, stable or not, for each schedule and batch size; "
+    f"not before {LEAST_SAMPLES} samples.",
 )
 @threads_option
 def command(
@@ -157,7 +166,7 @@ def command(
     extractor: Path | None,
     figure: Path | None,
     report: Path | None,
-    judged_rows: int,
+    judged_rows: int | None,
     max_seconds: float,
     threads: int,
     **given: Any,
@@ -189,13 +198,7 @@ def command(
         "machine": machine(),
         "versions": versions(),
     }
-    save_recipe(found.recipe, out)
-    if figure is not None:
-        put_back = [group.name for group in found.choice.put_back]
-        save_heat_map(found.sensitivity, put_back, title(found), figure)
-    if report is not None:
-        text = json.dumps({"version": JSON_VERSION, **document}, indent=1, ensure_ascii=False)
-        report.write_text(f"{text}\n", encoding="utf-8")
+    write_files(found, document, out, figure, report)
     console.result(document, "\n".join([*lines(found), conclusion(found, out)]))
     if not found.gate.passed:
         raise click.exceptions.Exit(CHECK_FAILED)
@@ -211,6 +214,36 @@ def check_files(out: Path, figure: Path | None, report: Path | None) -> None:
     check_outputs([*files, *([report] if report else [])], None)
 
 
+def write_files(
+    found: Calibrated, document: dict[str, Any], out: Path, figure: Path | None, report: Path | None
+) -> None:
+    """Write what was asked for, the recipe first; raises FileError."""
+    put_back = [group.name for group in found.choice.put_back]
+    with writing(out):
+        save_recipe(found.recipe, out)
+    if figure is not None:
+        with writing(figure):
+            save_heat_map(found.sensitivity, put_back, title(found), figure)
+    if report is not None:
+        text = json.dumps(
+            {"version": JSON_VERSION, **document}, indent=1, ensure_ascii=False, allow_nan=False
+        )
+        with writing(report):
+            report.write_text(f"{text}\n", encoding="utf-8")
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Raise a FileError for what writing a file fails on, after all the work."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(
+            f"{file}: cannot be written ({error.strerror}); make room, and calibrate again: with --recording "
+            "trajectories are not recorded anew"
+        ) from error
+
+
 def make_options(given: dict[str, Any], gate: GateOptions) -> PrecisionOptions:
     """Make options of what was given; nothing given for methods and smoothing stands for all."""
     options = PrecisionOptions(
@@ -222,50 +255,3 @@ def make_options(given: dict[str, Any], gate: GateOptions) -> PrecisionOptions:
         strengths = dict.fromkeys(None if s == NO_SMOOTHING else s for s in given["smoothing"])
         options = replace(options, smoothing=tuple(strengths))
     return options
-
-
-def title(found: Calibrated) -> str:
-    """Say what a heat map is of."""
-    return f"{found.recipe.kind}: error with one group of layers alone in 8 bits"
-
-
-def lines(found: Calibrated) -> Iterator[str]:
-    """Lay out what was found for people."""
-    gate, choice = found.gate, found.choice
-    count = sum(map(len, found.recipe.layers.values()))
-    yield f"{found.recipe.kind}, {count} layers; ranges by {found.arrangement}"
-    if choice.put_back:
-        yield f"put back to floating point: {', '.join(group.name for group in choice.put_back)}"
-    if not choice.met:
-        near = nearest_groups(found.sensitivity, found.budgets)
-        told = (
-            f"{group.name} ({', '.join(f'{s} {e:.4g}' for s, e in found.sensitivity.of(group).items())})"
-            for group in near
-        )
-        yield f"nothing meets the budget; nearest, alone in 8 bits: {', '.join(told)}"
-    yield "velocity error by call, on recorded inputs, mean and worst:"
-    for call in gate.velocity:
-        where = f"{call['schedule']} {call['network']} t = {call['t']:.3f}"
-        yield f"  {where}  {call['mean']:.4f}  {call['worst']:.4f}"
-    for drift in gate.drifts:
-        text = f"{drift.schedule}: latents move by {drift.mean:.4f}, at worst {drift.worst:.4f}"
-        if drift.psnr_mean is not None:
-            text += f"; images {drift.psnr_mean:.1f} dB, at worst {drift.psnr_worst:.1f} dB"
-        yield text
-    for agreement in gate.agreements:
-        text = f"{agreement.schedule}: Fréchet distance between both {agreement.frechet_distance:.4g}"
-        if agreement.float32 is not None:
-            text += f"; recognised {agreement.quantized:.1%}, in float32 {agreement.float32:.1%}"
-        yield text
-    for speed in gate.speeds:
-        times = f"{speed.quantized:.1f} ms, in float32 {speed.float32:.1f} ms"
-        yield f"{speed.schedule} at batch {speed.batch}: {times}"
-    yield f"engines: {gate.quantized_bytes / 1e6:.1f} MB, in float32 {gate.float32_bytes / 1e6:.1f} MB"
-    yield from gate.notes
-    yield from map(str, gate.checks)
-
-
-def conclusion(found: Calibrated, out: Path) -> str:
-    if found.gate.passed:
-        return f"passed: {out}"
-    return f"did not pass: {out} is refused by `build` without --force"

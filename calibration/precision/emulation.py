@@ -27,7 +27,10 @@ Layers = Mapping[str, Mapping[str, QuantizedLinear]]
 
 
 class SwitchedNetwork:
-    """A float32 graph with a switch for each of `layers`, all off at first."""
+    """A float32 graph with a switch for each of `layers`, all off at first.
+
+    It holds the weights of `layers` in both forms: more memory than any engine.
+    """
 
     def __init__(
         self, bundle: Bundle, graph: Graph, layers: Mapping[str, QuantizedLinear], kind: str, threads: int

@@ -9,7 +9,7 @@ import numpy as np
 from flowturbo_trt.bundle.manifest import Graph
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.calibration.endpoints import CalibrationError
-from flowturbo_trt.calibration.recording.trajectories import CallSite
+from flowturbo_trt.calibration.recording.call_sites import CallSite
 from flowturbo_trt.export.networks import is_conditioning
 from flowturbo_trt.export.onnx_graph import load_graph
 from flowturbo_trt.export.quantization import WEIGHT, linear_layers

@@ -65,7 +65,7 @@ def choose_groups(
             (group, measure([other for other in quantized if other is not group]))
             for group in _promising(quantized, sensitivity, budgets)[:tries]
         ]
-        group, found = max(trials, key=lambda trial: (now - excess(trial[1], budgets)) / trial[0].macs)
+        group, found = max(trials, key=lambda trial: _worth(trial[0], now - excess(trial[1], budgets)))
         quantized.remove(group)
         put_back.append(group)
         history.append(found)
@@ -83,6 +83,11 @@ def choose_groups(
 def nearest_groups(sensitivity: Sensitivity, budgets: Errors, count: int = 3) -> list[Group]:
     """Return the groups that come nearest to the budget with nothing but one of them quantised."""
     return sorted(sensitivity.groups, key=lambda group: excess(sensitivity.of(group), budgets))[:count]
+
+
+def _worth(group: Group, gain: float) -> float:
+    """Return what it is worth to put a group back: gain by product, or the bare gain where that is a loss."""
+    return gain / group.macs if gain > 0 else gain
 
 
 def _promising(quantized: Collection[Group], sensitivity: Sensitivity, budgets: Errors) -> list[Group]:

@@ -1,73 +1,37 @@
 """From recorded trajectories to a recipe: scales, layers, and the gate's verdict on both."""
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flowturbo_trt.bundle.manifest import Manifest
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.calibration.endpoints import CalibrationError, Progress, make_rows
 from flowturbo_trt.calibration.precision.emulation import Layers
-from flowturbo_trt.calibration.precision.gate import GateOptions, judge
+from flowturbo_trt.calibration.precision.gate import judge
 from flowturbo_trt.calibration.precision.gate_findings import Gate
-from flowturbo_trt.calibration.precision.groups import Group, Macs, find_candidates, make_groups
+from flowturbo_trt.calibration.precision.groups import Group, Macs, make_groups
 from flowturbo_trt.calibration.precision.mixed_precision import Choice, choose_groups
+from flowturbo_trt.calibration.precision.options import PrecisionOptions
+from flowturbo_trt.calibration.precision.plain_data import plain
+from flowturbo_trt.calibration.precision.preparation import class_notes, prepare
 from flowturbo_trt.calibration.precision.quantized_view import quantized_view
-from flowturbo_trt.calibration.precision.ranges import METHODS
 from flowturbo_trt.calibration.precision.scales import Arrangement, Scales
 from flowturbo_trt.calibration.precision.sensitivity import Sensitivity, measure_sensitivity
 from flowturbo_trt.calibration.precision.trials import Errors, Trials, Truth, find_truth
+from flowturbo_trt.calibration.recording.call_sites import CallSite
 from flowturbo_trt.calibration.recording.files import DESCRIPTION
 from flowturbo_trt.calibration.recording.float32 import float32_view
-from flowturbo_trt.calibration.recording.trajectories import (
-    CallSite,
-    Recording,
-    open_recording,
-    record,
-    sources_of,
-)
+from flowturbo_trt.calibration.recording.trajectories import Recording, open_recording, record, sources_of
 from flowturbo_trt.evaluation.quality.extractor import Extractor
 from flowturbo_trt.export.quantization import Recipe
 from flowturbo_trt.runtime.backend_onnxruntime import NAME
-
-
-@dataclass(frozen=True)
-class PrecisionOptions:
-    """What precision is calibrated for, on what, and what is tried.
-
-    Trajectories of `schedules` (none: the bundle's default) from `rows` noises are recorded, with scales of
-    `guidance` in turn (none: the bundle's own). Ranges are chosen on all of them; sensitivity, and which
-    layers run in 8 bits, on `trial_rows`. Of all `methods` (ranges.METHODS) and strengths of `smoothing`
-    (None: without) the best by measurement is taken. Candidates are linear layers of the kinds `layers` in
-    `networks`, in at most `groups` groups; of them `tries` are tried before one is put back.
-
-    `budget_error` bounds the mean trajectory error, the relative L2 of the latents against the float32
-    engines. None: for every schedule, `budget_share` of its own distance from the `reference` schedule in
-    float32. With a half, 8 bits move images half as far as the schedule does; where these errors are
-    independent, both together are an eighth farther off than the schedule alone. Layers are chosen for
-    `margin` less than the budget, because the gate measures on other noise.
-    """
-
-    kind: str
-    schedules: tuple[str, ...] = ()
-    rows: int = 64
-    trial_rows: int = 16
-    guidance: tuple[float, ...] = ()
-    seed: int = 0
-    methods: tuple[str, ...] = tuple(METHODS)
-    smoothing: tuple[float | None, ...] = (None, 0.5)
-    layers: tuple[str, ...] = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-    networks: tuple[str, ...] = ("predictor",)
-    budget_error: float | None = None
-    budget_share: float = 0.5
-    reference: str = "H25"
-    margin: float = 0.1
-    groups: int = 48
-    tries: int = 3
-    gate: GateOptions = field(default_factory=GateOptions)
+from flowturbo_trt.runtime.request import Request
 
 
 @dataclass(frozen=True)
@@ -76,13 +40,14 @@ class Calibrated:
 
     `arrangements` are the velocity errors with all candidates quantised, teacher-forced, for every way that
     was tried; `arrangement` is the best. `distances` are the schedules' own from the reference, if that was
-    followed.
+    followed; layers were chosen for `aims`, below the budgets.
     """
 
     recipe: Recipe
     recording: Recording
     distances: Errors
     budgets: Errors
+    aims: Errors
     arrangements: Mapping[Arrangement, float]
     arrangement: Arrangement
     sensitivity: Sensitivity
@@ -91,18 +56,20 @@ class Calibrated:
 
     def describe(self) -> dict[str, Any]:
         """Return this as plain data, without the scales."""
-        return {
+        described: dict[str, Any] = {
             "kind": self.recipe.kind,
             "rows": self.recording.rows,
             "guidance": list(self.recording.guidance),
             "schedule_distances": dict(self.distances),
             "budgets": dict(self.budgets),
+            "aims": dict(self.aims),
             "arrangements": {str(a): error for a, error in self.arrangements.items()},
             "arrangement": str(self.arrangement),
             "choice": self.choice.describe(),
             "sensitivity": self.sensitivity.describe(),
             "gate": self.gate.describe(),
         }
+        return {name: plain(value) for name, value in described.items()}
 
 
 def calibrate_precision(
@@ -114,15 +81,17 @@ def calibrate_precision(
 ) -> Calibrated:
     """Find a recipe for a bundle and judge it; `folder` holds a recording, or will.
 
-    Raises CalibrationError, and what reading bundles, schedules and recordings raises.
+    Raises CalibrationError, ExtractorError, and what reading bundles, schedules and recordings raises.
     """
     view = float32_view(bundle)
-    recording = find_recording(view, options, folder, progress)
+    prepared = prepare(view, options, extractor)
+    macs = prepared.candidates
+    recording = find_recording(view, prepared.schedules, options, folder, progress)
     threads = options.gate.threads
-    macs = find_candidates(view, recording.sites, options.networks, options.layers)
     reference = options.reference if options.budget_error is None else None
     truth = find_truth(view, recording, options.trial_rows, reference, threads, progress)
     budgets = _budgets(truth, options)
+    aims = {schedule: (1 - options.margin) * budget for schedule, budget in budgets.items()}
     groups = make_groups(macs, options.groups)
     scales = {name: Scales(view, recording, _network(name), threads, progress) for name in macs}
     sites = [site for site in recording.sites if f"{site.network} {site.variant}" in macs]
@@ -130,25 +99,40 @@ def calibrate_precision(
     best = min(arrangements, key=arrangements.__getitem__)
     layers = _layers(scales, macs, options.kind, best)
     trials = Trials(truth, layers, options.kind)
-    sensitivity = measure_sensitivity(trials, groups, sites, progress)
-    aims = {schedule: (1 - options.margin) * budget for schedule, budget in budgets.items()}
+    sensitivity = measure_sensitivity(trials, groups, sites, recording.schedules, progress)
     choice = choose_groups(sensitivity, trials.trajectory_errors, aims, options.tries, progress)
     # From here on the memory is the engines'.
     del trials, scales
     chosen = _chosen(layers, choice.quantized)
-    gate = _judge(bundle, chosen, recording, budgets, options, extractor, progress)
-    findings = {"arrangement": str(best), "budgets": budgets, **_findings(gate)}
-    recipe = Recipe(options.kind, chosen, sources_of(view.manifest), gate.passed, findings)
+    gate = _judge(bundle, chosen, recording, prepared.judged, budgets, options, extractor, progress)
+    recipe = _recipe(
+        view.manifest, options.kind, chosen, gate, {"arrangement": str(best), "budgets": budgets}
+    )
     return Calibrated(
-        recipe, recording, truth.distances, budgets, arrangements, best, sensitivity, choice, gate
+        recipe, recording, truth.distances, budgets, aims, arrangements, best, sensitivity, choice, gate
     )
 
 
-def find_recording(view: Bundle, options: PrecisionOptions, folder: Path, progress: Progress) -> Recording:
+def _recipe(manifest: Manifest, kind: str, layers: Layers, gate: Gate, findings: Mapping[str, Any]) -> Recipe:
+    """Return a recipe that says what it was judged on."""
+    checks = [asdict(check) for check in gate.checks]
+    return Recipe(
+        kind,
+        layers,
+        sources_of(manifest),
+        gate.passed,
+        plain({**findings, "checks": checks, "notes": gate.notes}),
+        guided_channels=manifest.model.guidance.channels,
+        schedules=tuple(drift.schedule for drift in gate.drifts),
+        timed=gate.timed,
+    )
+
+
+def find_recording(
+    view: Bundle, schedules: tuple[str, ...], options: PrecisionOptions, folder: Path, progress: Progress
+) -> Recording:
     """Open the recording in a folder, or make one there; raises CalibrationError for one of other things."""
     manifest = view.manifest
-    texts = options.schedules or (manifest.default_schedule,)
-    schedules = tuple(dict.fromkeys(str(manifest.schedule(text)) for text in texts))
     if not (folder / DESCRIPTION).exists():
         return record(
             view,
@@ -186,9 +170,18 @@ def _network(graph: str) -> tuple[str, str]:
 
 
 def _budgets(truth: Truth, options: PrecisionOptions) -> dict[str, float]:
-    """Return how large trajectory errors may be, by schedule."""
+    """Return how large trajectory errors may be, by schedule.
+
+    Raises CalibrationError where a schedule's distance from the reference is no measure.
+    """
     if options.budget_error is not None:
         return dict.fromkeys(truth.ends, options.budget_error)
+    for schedule, distance in truth.distances.items():
+        if not 0 < distance < math.inf:
+            raise CalibrationError(
+                f"{schedule}: its distance from {options.reference} is {distance:g}, which makes no budget; "
+                "give --budget-error"
+            )
     return {schedule: options.budget_share * distance for schedule, distance in truth.distances.items()}
 
 
@@ -234,13 +227,13 @@ def _judge(
     bundle: Bundle,
     layers: Layers,
     recording: Recording,
+    request: Request,
     budgets: Errors,
     options: PrecisionOptions,
     extractor: Extractor | None,
     progress: Progress,
 ) -> Gate:
     view = float32_view(bundle)
-    request = make_rows(view.manifest, options.gate.rows, options.seed + recording.rows, options.guidance)
     with tempfile.TemporaryDirectory() as place:
         quantized = quantized_view(view, layers, options.kind, Path(place))
         return judge(
@@ -251,7 +244,7 @@ def _judge(
             options.gate,
             extractor,
             is_timed=is_timed(bundle, options.kind),
-            notes=speed_notes(bundle, options.kind),
+            notes=[*class_notes(view.manifest, recording.rows), *speed_notes(bundle, options.kind)],
             progress=progress,
         )
 
@@ -269,12 +262,7 @@ def speed_notes(bundle: Bundle, kind: str) -> tuple[str, ...]:
     elif NAME in reasons:
         reasons[NAME] = f"its CPU provider only emulates {kind}"
     return tuple(
-        f"speed on {backend}: not measured, {reason}; build with the recipe for the machine that it is for, "
+        f"speed not measured on {backend}: {reason}; build with the recipe for the machine that it is for, "
         "and compare there with `flowturbo_trt bench`"
         for backend, reason in reasons.items()
     )
-
-
-def _findings(gate: Gate) -> dict[str, Any]:
-    """Return what a recipe tells of the gate."""
-    return {"checks": [asdict(check) for check in gate.checks], "notes": list(gate.notes)}

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from flowturbo_trt.calibration.endpoints import Progress
 from flowturbo_trt.calibration.precision.groups import Group
+from flowturbo_trt.calibration.precision.plain_data import plain
 from flowturbo_trt.calibration.precision.trials import Trials
-from flowturbo_trt.calibration.recording.trajectories import CallSite
+from flowturbo_trt.calibration.recording.call_sites import CallSite
 
 
 @dataclass(frozen=True)
@@ -37,31 +38,38 @@ class Sensitivity:
 
     def describe(self) -> dict[str, Any]:
         """Return this as plain data."""
-        return {
-            "unit": "relative L2, mean over rows",
-            "calls": [
-                {"schedule": s.schedule, "index": s.index, "network": s.network, "t": s.t} for s in self.sites
-            ],
-            "groups": [
-                {
-                    "name": group.name,
-                    "macs": group.macs,
-                    "velocity": [None if np.isnan(error) else float(error) for error in self.velocity[row]],
-                    "trajectory": self.of(group),
-                }
-                for row, group in enumerate(self.groups)
-            ],
-        }
+        described: dict[str, Any] = plain(
+            {
+                "unit": "relative L2, mean over rows",
+                "calls": [
+                    {"schedule": s.schedule, "index": s.index, "network": s.network, "t": s.t}
+                    for s in self.sites
+                ],
+                "groups": [
+                    {
+                        "name": group.name,
+                        "macs": group.macs,
+                        "velocity": self.velocity[row].tolist(),
+                        "trajectory": self.of(group),
+                    }
+                    for row, group in enumerate(self.groups)
+                ],
+            }
+        )
+        return described
 
 
 def measure_sensitivity(
     trials: Trials,
     groups: Sequence[Group],
     sites: Sequence[CallSite],
+    schedules: Sequence[str],
     progress: Progress = lambda what, done, total: None,
 ) -> Sensitivity:
-    """Quantise one group after the other, alone, and measure both errors."""
-    schedules = tuple(dict.fromkeys(site.schedule for site in sites))
+    """Quantise one group after the other, alone, and measure both errors.
+
+    Of `schedules` some may have none of the `sites`, which are of the groups' networks.
+    """
     velocity = np.full((len(groups), len(sites)), np.nan)
     trajectory = np.empty((len(groups), len(schedules)))
     for row, group in enumerate(groups):
@@ -74,4 +82,4 @@ def measure_sensitivity(
         called = {sites[i].schedule for i in own}
         trajectory[row] = [errors[schedule] if schedule in called else 0.0 for schedule in schedules]
     progress("sensitivity measured", len(groups), len(groups))
-    return Sensitivity(tuple(groups), tuple(sites), schedules, velocity, trajectory)
+    return Sensitivity(tuple(groups), tuple(sites), tuple(schedules), velocity, trajectory)

@@ -1,8 +1,9 @@
 """Trying what of a network to quantise, on some recorded rows, against where float32 leads them."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import gcd
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,9 @@ from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.calibration.endpoints import CalibrationError, Progress
 from flowturbo_trt.calibration.precision.emulation import Layers, SwitchedBackend
 from flowturbo_trt.calibration.precision.groups import Group
+from flowturbo_trt.calibration.recording.call_sites import CallSite
 from flowturbo_trt.calibration.recording.replaying import follow, velocity_errors
-from flowturbo_trt.calibration.recording.trajectories import CallSite, Recording, Rows
+from flowturbo_trt.calibration.recording.trajectories import Recording, Rows
 from flowturbo_trt.evaluation.parity.comparison import row_relative_l2
 from flowturbo_trt.runtime.backend_onnxruntime import OnnxRuntimeBackend
 
@@ -51,50 +53,78 @@ def find_truth(
 ) -> Truth:
     """Follow the recorded schedules, and a finer `reference` if one is given, from some recorded noises.
 
-    Raises CalibrationError for a reference that is not finer.
+    The reference is guided when the schedule is that it is held against. Raises CalibrationError for one
+    that is not finer.
     """
     manifest = view.manifest
-    if reference is not None:
-        _check_finer(manifest, recording.schedules, reference)
+    finer = {} if reference is None else check_reference(manifest, recording.schedules, reference)
     backend = OnnxRuntimeBackend(view, threads)
     parts = tuple(some_rows(recording, manifest, rows))
-    variant = "guided" if any(site.variant == "guided" for site in recording.sites) else "unguided"
-    schedules = [*recording.schedules, *([reference] if reference else [])]
+    schedules = tuple(dict.fromkeys([*recording.schedules, *finer.values()]))
     found: dict[str, tuple[Array, ...]] = {}
     for number, schedule in enumerate(schedules):
         progress(f"following {schedule} in float32", number, len(schedules))
-        found[schedule] = tuple(follow(backend, manifest, schedule, variant, p.request) for p in parts)
+        found[schedule] = tuple(
+            follow(backend, manifest, schedule, recording.variant, part.request) for part in parts
+        )
     progress("followed in float32", len(schedules), len(schedules))
     ends = {schedule: found[schedule] for schedule in recording.schedules}
-    distances = {s: _mean_error(e, found[reference]) for s, e in ends.items()} if reference else {}
-    return Truth(view, variant, parts, ends, distances, threads)
+    distances = {schedule: _mean_error(ends[schedule], found[fine]) for schedule, fine in finer.items()}
+    return Truth(view, recording.variant, parts, ends, distances, threads)
+
+
+def check_reference(manifest: Manifest, schedules: Sequence[str], reference: str) -> dict[str, str]:
+    """Return what each schedule is held against: `reference`, guided when the schedule is.
+
+    Raises ScheduleError, and CalibrationError for a reference that is not twice as fine.
+    """
+    fine = manifest.schedule(reference)
+    if fine.guided is not None:
+        raise CalibrationError(f"{reference}: is guided when each schedule is; leave out guided=")
+    finest = fine.evaluations()["predictor"]
+    found = {}
+    for text in schedules:
+        schedule = manifest.schedule(text)
+        if 2 * schedule.evaluations()["predictor"] > finest:
+            raise CalibrationError(
+                f"{text}: {reference} is not twice as fine, and so no measure of what 8 bits may change; "
+                "give --budget-error, or a finer --reference"
+            )
+        found[text] = str(replace(fine, guided=schedule.guided))
+    return found
 
 
 def some_rows(recording: Recording, manifest: Manifest, count: int) -> list[Rows]:
-    """Read `count` rows from all over a recording, or all where it has fewer."""
-    classes = max(c.maximum - c.minimum + 1 for c in manifest.model.conditions)
-    # Classes take turns: a stride that shares no factor with their number meets all of them.
-    stride = next(s for s in range(max(1, recording.rows // count), 0, -1) if gcd(s, classes) == 1)
+    """Read `count` rows from all over a recording, or all where it has fewer.
+
+    Classes and guidance scales are among them as evenly as they are recorded.
+    """
+    requests = [rows.request for rows in recording.read(manifest)]
+    classes = [np.concatenate([r.conditions[c.name] for r in requests]) for c in manifest.model.conditions]
+    chosen = spread([*classes, np.concatenate([r.guidance for r in requests])], count)
     found: list[Rows] = []
     start = 0
     for rows in recording.read(manifest):
         size = len(rows.request)
-        first = -start % stride
-        last = min(size, stride * count - start)
-        if first < last:
-            found.append(rows.part(slice(first, last, stride)))
+        if len(own := chosen[(chosen >= start) & (chosen < start + size)] - start):
+            found.append(rows.part(own))
         start += size
     return found
 
 
-def _check_finer(manifest: Manifest, schedules: Sequence[str], reference: str) -> None:
-    finest = manifest.schedule(reference).evaluations()["predictor"]
-    for schedule in schedules:
-        if 2 * manifest.schedule(schedule).evaluations()["predictor"] > finest:
-            raise CalibrationError(
-                f"{schedule}: {reference} is not twice as fine, and so no measure of what 8 bits may change; "
-                "give --budget-error, or a finer --reference"
-            )
+def spread(kinds: Sequence[NDArray[Any]], count: int) -> NDArray[np.int64]:
+    """Return `count` rows, in their order, that have the values of each of `kinds` (N) evenly."""
+    total = len(kinds[0])
+    # Of rows that would do, those come first that are far from each other: steps of the golden ratio.
+    left = np.argsort(np.arange(total) * ((5**0.5 - 1) / 2) % 1, kind="stable").tolist()
+    seen = Counter[tuple[int, Any]]()
+    chosen: list[int] = []
+    while left and len(chosen) < count:
+        row = min(left, key=lambda row: sum(seen[which, of[row]] for which, of in enumerate(kinds)))
+        left.remove(row)
+        chosen.append(row)
+        seen.update((which, of[row]) for which, of in enumerate(kinds))
+    return np.array(sorted(chosen), dtype=np.int64)
 
 
 def _mean_error(found: Sequence[Array], expected: Sequence[Array]) -> float:

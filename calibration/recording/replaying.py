@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from flowturbo_trt.bundle.manifest import Manifest
 from flowturbo_trt.calibration.precision.activations import replay
-from flowturbo_trt.calibration.recording.trajectories import Call, CallSite, Rows
+from flowturbo_trt.calibration.recording.call_sites import CallSite
+from flowturbo_trt.calibration.recording.trajectories import Call, Rows
 from flowturbo_trt.evaluation.parity.comparison import row_relative_l2
 from flowturbo_trt.evaluation.velocity.networks import EngineField
 from flowturbo_trt.runtime.backend import Backend

@@ -1,9 +1,9 @@
 """Recordings: what each network really sees along the trajectories that will be deployed.
 
-A call is an evaluation of a network in a schedule. They come of the float32 graphs; all classes take
-turns, and so do guidance scales. A shard (files.py) holds conditions and guidance (n) of its
-rows, and by CallSite.key of every call .state (n,C,H,W), a refiner's .velocity (n,G,C,H,W) and .output
-(n,G,C,H,W).
+A call is an evaluation of a network in a schedule. They come of the float32 graphs; classes take turns, all
+of them where rows are enough, and so do guidance scales. A shard (files.py) holds conditions and guidance
+(n) of its rows, and by CallSite.key of every call .state (n,C,H,W), a refiner's .velocity (n,G,C,H,W) and
+.output (n,G,C,H,W).
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,7 @@ from flowturbo_trt.bundle.manifest import Manifest
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.calibration.endpoints import CalibrationError, Progress, make_rows
 from flowturbo_trt.calibration.recording import files
+from flowturbo_trt.calibration.recording.call_sites import CallSite, program_digests
 from flowturbo_trt.calibration.recording.files import Shard, Tensors
 from flowturbo_trt.calibration.recording.float32 import float32_view
 from flowturbo_trt.evaluation.velocity.networks import EngineField
@@ -29,21 +30,6 @@ from flowturbo_trt.sampling import reference
 from flowturbo_trt.sampling.reference import ScheduledField
 
 Array = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class CallSite:
-    """An evaluation in a schedule: its index among the schedule's, which network's it is, and when."""
-
-    schedule: str
-    index: int
-    network: str
-    variant: str
-    t: float
-
-    @property
-    def key(self) -> str:
-        return f"{self.schedule}/{self.index}"
 
 
 @dataclass(frozen=True)
@@ -67,7 +53,7 @@ class Rows:
     request: Request
     calls: tuple[Call, ...]
 
-    def part(self, rows: slice) -> "Rows":
+    def part(self, rows: slice | NDArray[np.int64]) -> "Rows":
         """Return some of the rows."""
         calls = (
             replace(
@@ -85,7 +71,8 @@ class Rows:
 class Recording:
     """A folder of shards, and where they come from.
 
-    `sources` are the sha256 of the checkpoints, by recorded network; `environment` are versions.
+    `sources` are the sha256 of the checkpoints, by recorded network, and `programs` those of the schedules'
+    programs for requests of `variant`; `environment` are versions.
     """
 
     folder: Path
@@ -94,6 +81,8 @@ class Recording:
     rows: int
     seed: int
     guidance: tuple[float, ...]
+    variant: str
+    programs: dict[str, str]
     shards: tuple[Shard, ...]
     sites: tuple[CallSite, ...]
     environment: dict[str, str]
@@ -123,6 +112,12 @@ class Recording:
                 f"{self.folder}: was recorded with {self.guided_channels} channels guided, the bundle guides "
                 f"{channels}; record this one's"
             )
+        for schedule, digest in program_digests(manifest, self.programs, self.variant).items():
+            if self.programs[schedule] != digest:
+                raise CalibrationError(
+                    f"{self.folder}: was recorded with another {schedule} than the bundle's; record this "
+                    "one's"
+                )
         return self
 
     def read(self, manifest: Manifest) -> Iterator[Rows]:
@@ -203,6 +198,8 @@ def record(
         rows,
         seed,
         tuple(dict.fromkeys(request.guidance.tolist())),
+        variant,
+        dict(program_digests(manifest, schedules, variant)),
         tuple(shards),
         sites,
         versions(),
@@ -231,12 +228,13 @@ def _networks(manifest: Manifest, schedules: Sequence[str], variant: str) -> set
     return {manifest.engine(network, of_variant, NAME).network for network, of_variant in evaluated}
 
 
-def _part(request: Request, rows: slice) -> Request:
+def _part(request: Request, rows: slice | NDArray[np.int64]) -> Request:
     """Return some rows of a request."""
+    chosen = np.arange(len(request))[rows]
     return Request(
         {name: values[rows] for name, values in request.conditions.items()},
         request.guidance[rows],
-        request.seeds[rows],
+        tuple(request.seeds[row] for row in chosen),
         None if request.noise is None else request.noise[rows],
     )
 

@@ -41,11 +41,23 @@ def tiny_recording(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def broken_bundle(tiny_copy: Path) -> Bundle:
     """The tiny networks with a predictor that gives NaN."""
-    bundle = Bundle.open(tiny_copy)
-    graph = find_graph(bundle.manifest, "predictor", "guided")
-    model = onnx.load(tiny_copy / graph.file)
-    scale_weight("network.blocks.0.attn.proj.weight", float("nan"))(model)
-    onnx.save(model, tiny_copy / graph.file)
-    record = {"bytes": (tiny_copy / graph.file).stat().st_size, "sha256": sha256(tiny_copy / graph.file)}
-    edit_manifest(tiny_copy, lambda manifest: manifest["files"].update({graph.file: record}))
-    return Bundle.open(tiny_copy)
+    return scale_weights(tiny_copy, float("nan"), "network.blocks.0.attn.proj.weight")
+
+
+@pytest.fixture
+def still_bundle(tiny_copy: Path) -> Bundle:
+    """The tiny networks with a predictor that gives zeros, as untrained ones do."""
+    last = "network.final_layer.linear"
+    return scale_weights(tiny_copy, 0.0, f"{last}.weight", f"{last}.bias")
+
+
+def scale_weights(bundle: Path, factor: float, *weights: str) -> Bundle:
+    """Scale weights of a bundle's predictor in its float32 graph."""
+    file = find_graph(Bundle.open(bundle).manifest, "predictor", "guided").file
+    model = onnx.load(bundle / file)
+    for weight in weights:
+        scale_weight(weight, factor)(model)
+    onnx.save(model, bundle / file)
+    record = {"bytes": (bundle / file).stat().st_size, "sha256": sha256(bundle / file)}
+    edit_manifest(bundle, lambda manifest: manifest["files"].update({file: record}))
+    return Bundle.open(bundle)

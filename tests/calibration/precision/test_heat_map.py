@@ -12,7 +12,7 @@ from PIL import Image
 from flowturbo_trt.calibration.precision.groups import Group
 from flowturbo_trt.calibration.precision.heat_map import draw, save_heat_map
 from flowturbo_trt.calibration.precision.sensitivity import Sensitivity
-from flowturbo_trt.calibration.recording.trajectories import CallSite
+from flowturbo_trt.calibration.recording.call_sites import CallSite
 
 SITES = (
     CallSite("H1", 0, "predictor", "guided", 0.0),

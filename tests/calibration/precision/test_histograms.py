@@ -171,7 +171,7 @@ print(resident("VmHWM"), resident("VmHWM") - before - given)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of a process")
 def test_memory_at_the_size_of_the_largest_model() -> None:
-    """SiT-XL/2 at batch 8, guided: 112 layers, 7 GB of values."""
+    """Of histograms alone, without the networks: SiT-XL/2 at batch 8, guided, 112 layers, 7 GB of values."""
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", LARGE], cwd=root, capture_output=True, text=True, check=False, timeout=300

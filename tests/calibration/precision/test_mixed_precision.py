@@ -111,3 +111,16 @@ def test_one_group_alone_may_do() -> None:
     assert choice.met
     assert names(choice.quantized) == ["good"]
     assert names(choice.put_back) == ["cheap"]
+
+
+def test_of_losses_the_least_is_taken() -> None:
+    """Where no trial helps, a large layer's harm is not the smaller for its size."""
+    harm = {"large": 9.0, "small": 5.1}
+
+    def measure(quantized: Collection[Group]) -> Errors:
+        left = set(harm) - set(names(quantized))
+        return {"H1": max([5.0, *(harm[name] for name in left)])}
+
+    model = Model(large=(100, 1000), small=(4, 1), other=(0.1, 1))
+    choice = choose_groups(model.sensitivity, measure, {"H1": 2.0}, 2)
+    assert choice.errors[1] == {"H1": 5.1}

@@ -47,7 +47,9 @@ def sensitivity(view: Bundle, golden_recording: Recording, layers: dict[str, obj
     truth = find_truth(view, golden_recording, 3, None, 1)
     macs = find_candidates(view, golden_recording.sites, NETWORKS, KINDS)
     trials = Trials(truth, layers, "int8")  # type: ignore[arg-type]
-    return measure_sensitivity(trials, make_groups(macs, 48), golden_recording.sites)
+    return measure_sensitivity(
+        trials, make_groups(macs, 48), golden_recording.sites, golden_recording.schedules
+    )
 
 
 def test_against_engines(
@@ -113,13 +115,13 @@ def test_rows_from_all_over(view: Bundle, golden_recording: Recording) -> None:
 
 
 def test_distance_of_the_schedule(view: Bundle, golden_recording: Recording) -> None:
-    """From where a finer schedule ends; one that is not finer is no measure."""
+    """From where a finer schedule ends that is guided at the same times; else it is no measure."""
     truth = find_truth(view, golden_recording, 2, "H8", 1)
     backend = OnnxRuntimeBackend(view, 1)
     for schedule in golden_recording.schedules:
         ends = [
             [follow(backend, view.manifest, text, "guided", part.request) for part in truth.parts]
-            for text in (schedule, "H8")
+            for text in (schedule, f"H8{schedule.removeprefix('H1P1R1').removeprefix('H2')}")
         ]
         errors = np.concatenate([row_relative_l2(f, e) for f, e in zip(*ends, strict=True)])
         assert truth.distances[schedule] == pytest.approx(errors.mean(), rel=1e-5)
