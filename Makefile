@@ -2,6 +2,8 @@
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 PY := .venv/bin/python
+# Each has libraries, and the small bundles that tests share, of its own: about 2 GB.
+WORKERS ?= 2
 GPU_PY = $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 INSTALLED := .venv/installed
 TYPES := build/types/flowturbo_trt
@@ -20,8 +22,8 @@ $(INSTALLED): pyproject.toml
 demo: setup  ## build the digits bundle and draw a grid with it
 	$(PY) -m flowturbo_trt.examples.digits.demo
 
-test: setup  ## run the fast tests
-	$(PY) -m pytest
+test: setup  ## run the fast tests, on WORKERS processes (2)
+	$(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 # Type checkers do not see `__path__`: they get the installed layout as a folder of links.
 lint: setup  ## check style, formatting and types

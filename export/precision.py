@@ -179,7 +179,9 @@ class _Lowering:
 
     def _convert(self, value: ir.Value) -> ir.Value:
         assert value.const_value is not None
-        array = value.const_value.numpy().astype(self.dtype.numpy())
+        # What overflows is told below, in one line.
+        with np.errstate(over="ignore"):
+            array = value.const_value.numpy().astype(self.dtype.numpy())
         if not np.isfinite(array.astype(np.float32)).all():
             raise PrecisionError(f"{value.name} has values that {self.dtype.name} cannot hold; {self.remedy}")
         name = f"{value.name}_{self.dtype.name.lower()}"

@@ -16,6 +16,11 @@ Arrays = Mapping[str, NDArray[Any]]
 pytest_plugins = ("flowturbo_trt.tests.bundles",)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest file, so that one process does not work at it when all others are done."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 @pytest.fixture(scope="session")
 def golden_folder() -> Path:
     return Path(__file__).parent / "golden" / "sit-tiny"
