@@ -23,7 +23,7 @@ demo: setup  ## build the digits bundle and draw a grid with it
 	$(PY) -m flowturbo_trt.examples.digits.demo
 
 test: setup  ## run the fast tests, on WORKERS processes (2)
-	$(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Type checkers do not see `__path__`: they get the installed layout as a folder of links.
 lint: setup  ## check style, formatting and types
