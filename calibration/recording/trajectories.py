@@ -19,7 +19,7 @@ from flowturbo_trt.bundle.manifest import Manifest
 from flowturbo_trt.bundle.store import Bundle
 from flowturbo_trt.calibration.endpoints import CalibrationError, Progress, make_rows
 from flowturbo_trt.calibration.recording import files
-from flowturbo_trt.calibration.recording.call_sites import CallSite, program_digests
+from flowturbo_trt.calibration.recording.call_sites import CallSite, find_sites, program_digests
 from flowturbo_trt.calibration.recording.files import Shard, Tensors
 from flowturbo_trt.calibration.recording.float32 import float32_view
 from flowturbo_trt.evaluation.velocity.networks import EngineField
@@ -185,11 +185,10 @@ def record(
     shards: list[Shard] = []
     for start in range(0, rows, batch):
         part = _part(request, slice(start, start + batch))
-        calls = [c for text in dict.fromkeys(schedules) for c in _run(manifest, backend, text, variant, part)]
-        shards.append(files.write_shard(folder, len(shards), len(part), _tensors(part, calls)))
-        sites = tuple(call.site for call in calls)
-        # Not to be held while the next batch runs.
-        calls.clear()
+        # Its calls are gone before the next batch runs.
+        tensors = _tensors(part, _run_all(manifest, backend, schedules, variant, part))
+        shards.append(files.write_shard(folder, len(shards), len(part), tensors))
+        del tensors
         progress("recording trajectories", start + len(part), rows)
     recording = Recording(
         folder,
@@ -201,7 +200,7 @@ def record(
         variant,
         dict(program_digests(manifest, schedules, variant)),
         tuple(shards),
-        sites,
+        find_sites(manifest, schedules, variant),
         versions(),
     )
     files.finish(folder, shards, {k: v for k, v in asdict(recording).items() if k != "folder"})
@@ -237,6 +236,15 @@ def _part(request: Request, rows: slice | NDArray[np.int64]) -> Request:
         tuple(request.seeds[row] for row in chosen),
         None if request.noise is None else request.noise[rows],
     )
+
+
+def _run_all(
+    manifest: Manifest, backend: OnnxRuntimeBackend, schedules: Sequence[str], variant: str, request: Request
+) -> list[Call]:
+    """Run schedules of a variant one after the other, and return their calls."""
+    return [
+        call for text in dict.fromkeys(schedules) for call in _run(manifest, backend, text, variant, request)
+    ]
 
 
 def _run(
