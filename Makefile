@@ -7,11 +7,18 @@ WORKERS ?= 2
 GPU_PY = $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 INSTALLED := .venv/installed
 TYPES := build/types/flowturbo_trt
+# What the tests of Triton and C++ need beside, for this platform alone; elsewhere they are skipped.
+SERVING := $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -))
+TRITON := $(if $(SERVING),.venv/triton/installed)
+HEADERS := $(if $(SERVING),.venv/onnxruntime/include)
+# Debian's package of ONNX Runtime's headers: older than the library in the wheel, which takes older callers.
+DEB := http://deb.debian.org/debian/pool/main/o/onnxruntime/libonnxruntime-dev_1.21.0+dfsg-1_amd64.deb
+DEB_SHA256 := 14f7d959d5deacbcf1504830d4189f91fc67382b399ed9ae9d3aa9c4050ced08
 
 .DEFAULT_GOAL := help
 .PHONY: setup demo test lint proof gpu-check gpu-bench digits lock wheel clean help
 
-setup: $(INSTALLED)  ## create .venv with everything the other targets need (again when pyproject.toml changes)
+setup: $(INSTALLED) $(TRITON) $(HEADERS)  ## create .venv with everything the other targets need (again when pyproject.toml changes)
 
 $(INSTALLED): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; name one: make setup PYTHON=..." >&2; exit 1; }
@@ -19,11 +26,25 @@ $(INSTALLED): pyproject.toml
 	$(PY) -m pip install --editable '.[dev]'
 	@touch $@
 
+# A Triton server and the runtime alone, with the NumPy that this server's Python backend can read.
+.venv/triton/installed: pyproject.toml .ci/constraints-triton.txt | $(INSTALLED)
+	@test -x .venv/triton/bin/pip || $(PYTHON) -m venv .venv/triton
+	PIP_CONSTRAINT=.ci/constraints-triton.txt .venv/triton/bin/pip install --editable .
+	PIP_CONSTRAINT=.ci/constraints-triton.txt .venv/triton/bin/pip install --no-deps nvidia-pytriton
+	@touch $@
+
+.venv/onnxruntime/include: | $(INSTALLED)
+	@rm -rf .venv/onnxruntime && mkdir -p .venv/onnxruntime
+	curl --fail --silent --show-error --location --output .venv/onnxruntime/headers.deb $(DEB)
+	@echo "$(DEB_SHA256)  .venv/onnxruntime/headers.deb" | sha256sum --check --quiet
+	@cd .venv/onnxruntime && ar p headers.deb data.tar.xz | tar --extract --xz --strip-components=2 ./usr/include
+	@rm .venv/onnxruntime/headers.deb
+
 demo: setup  ## build the digits bundle and draw a grid with it
 	$(PY) -m flowturbo_trt.examples.digits.demo
 
-test: setup  ## run the fast tests, on WORKERS processes (2)
-	$(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+test: setup  ## run the fast tests, on WORKERS processes (2); make test ARGS=--serving skips none of Triton and C++
+	$(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Type checkers do not see `__path__`: they get the installed layout as a folder of links.
 lint: setup  ## check style, formatting and types

@@ -16,6 +16,14 @@ Arrays = Mapping[str, NDArray[Any]]
 pytest_plugins = ("flowturbo_trt.tests.bundles",)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--serving",
+        action="store_true",
+        help="fail, rather than skip, where a Triton server or what builds C++ is missing",
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest file, so that one process does not work at it when all others are done."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")

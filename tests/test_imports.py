@@ -25,10 +25,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "calibration": CORE | {"evaluation"},
     "generation": {"sampling", "bundle", "runtime"},
     "evaluation": CORE | {"generation"},
-    "commands": CORE | {"training", "calibration", "generation", "evaluation"},
+    "serving": {"sampling", "bundle", "runtime"},
+    "commands": CORE | {"training", "calibration", "generation", "evaluation", "serving"},
 }
 # A deployed process imports these: they start without the libraries of the build machine.
-DEPLOYED = ("sampling", "bundle", "runtime", "generation")
+DEPLOYED = ("sampling", "bundle", "runtime", "generation", "serving")
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "safetensors"}
 # Not in the wheel: they may use everything, by its full name.
 OUTSIDE = ("tests", "examples", "benchmarks")

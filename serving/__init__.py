@@ -1,0 +1,1 @@
+"""Bundles in production: NVIDIA Triton, and C++ programs."""

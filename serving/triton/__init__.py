@@ -1,0 +1,1 @@
+"""Model repositories for NVIDIA Triton: written, checked, and the model in them."""
