@@ -16,7 +16,7 @@ DEB := http://deb.debian.org/debian/pool/main/o/onnxruntime/libonnxruntime-dev_1
 DEB_SHA256 := 14f7d959d5deacbcf1504830d4189f91fc67382b399ed9ae9d3aa9c4050ced08
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo test lint proof gpu-check gpu-bench digits lock wheel clean help
+.PHONY: setup demo test lint proof bench-triton soak gpu-check gpu-bench digits lock wheel clean help
 
 setup: $(INSTALLED) $(TRITON) $(HEADERS)  ## create .venv with everything the other targets need (again when pyproject.toml changes)
 
@@ -58,6 +58,12 @@ lint: setup  ## check style, formatting and types
 
 proof: setup  ## run what is heavy or timed and write benchmarks/results/
 	$(PY) -m flowturbo_trt.benchmarks.proof
+
+bench-triton: setup  ## put loads on a Triton server and compare it with the pipeline in process
+	$(PY) -m flowturbo_trt.benchmarks.proof triton_load
+
+soak: setup  ## send a Triton server 10,000 mixed requests and compare every image
+	$(PY) -m flowturbo_trt.benchmarks.proof triton_soak
 
 # Without setup, which wants a network: what is installed on the GPU's machine is used.
 gpu-check:  ## check every backend on this machine's GPU: make gpu-check ARGS="--backend tensorrt-rtx"

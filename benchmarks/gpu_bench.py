@@ -16,7 +16,7 @@ from flowturbo_trt.benchmarks.gpu.cases import MODELS, TORCH, Case, all_cases, m
 from flowturbo_trt.benchmarks.gpu.command import DEVICE_HELP, choose_targets, errors_in_one_line
 from flowturbo_trt.benchmarks.gpu.results import open_results, save_results
 from flowturbo_trt.benchmarks.gpu.targets import DRY_TARGETS, TARGETS, Target
-from flowturbo_trt.benchmarks.tables import RESULTS, ROOT, update_readme
+from flowturbo_trt.benchmarks.tables import RESULTS, ROOT, update_pages
 
 NAME = "gpu_bench.json"
 BATCHES = (1, 2, 4, 8)
@@ -73,7 +73,7 @@ def main(
         path = (out or RESULTS) / NAME
         document, left = measure_all(cases, targets, options, path, gpu, minutes=minutes, again=again)
     if out is None:
-        update_readme()
+        update_pages()
     sys.exit(report(document, left))
 
 

@@ -15,7 +15,7 @@ from flowturbo_trt.benchmarks.gpu.cases import MODELS
 from flowturbo_trt.benchmarks.gpu.command import DEVICE_HELP, choose_targets, errors_in_one_line
 from flowturbo_trt.benchmarks.gpu.results import open_results, save_results
 from flowturbo_trt.benchmarks.gpu.targets import DRY_TARGETS, TARGETS, Target
-from flowturbo_trt.benchmarks.tables import RESULTS, ROOT, update_readme
+from flowturbo_trt.benchmarks.tables import RESULTS, ROOT, update_pages
 
 NAME = "gpu_check.json"
 Checking = Callable[[str, Target, Any, Callable[[str], None]], Iterator[dict[str, Any]]]
@@ -49,7 +49,7 @@ def main(
         options = kind(work, device, model, precisions or kind.precisions, replays)
         document = check_all(targets, options, (out or RESULTS) / NAME, gpu)
     if out is None:
-        update_readme()
+        update_pages()
     sys.exit(report(document))
 
 

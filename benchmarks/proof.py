@@ -1,4 +1,4 @@
-"""Run what is heavy or timed, write benchmarks/results/ and the README's tables: `make proof`."""
+"""Run what is heavy or timed, write benchmarks/results/ and the pages' tables: `make proof`."""
 
 import sys
 import tempfile
@@ -20,8 +20,10 @@ from flowturbo_trt.benchmarks import (
     killed_builds,
     onnxruntime_speed,
     quantized_speed,
+    triton_load,
+    triton_soak,
 )
-from flowturbo_trt.benchmarks.tables import RESULTS, update_readme
+from flowturbo_trt.benchmarks.tables import RESULTS, update_pages
 from flowturbo_trt.evaluation.report import write_report
 
 PARTS = {
@@ -38,6 +40,8 @@ PARTS = {
     "cpu_latency": cpu_latency.measure,
     "cpu_settings": cpu_settings.measure,
     "quantized_speed": quantized_speed.measure,
+    "triton_load": triton_load.measure,
+    "triton_soak": triton_soak.measure,
 }
 
 
@@ -53,7 +57,7 @@ def main(parts: tuple[str, ...]) -> None:
         for check in checks:
             click.echo(check)
         held = held and all(check.met for check in checks)
-    update_readme()
+    update_pages()
     sys.exit(0 if held else 3)
 
 

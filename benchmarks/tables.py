@@ -1,4 +1,4 @@
-"""The README's tables, generated from benchmarks/results/ so that no number is typed by hand."""
+"""The tables of the pages, generated from benchmarks/results/ so that no number is typed by hand."""
 
 import json
 import re
@@ -8,16 +8,17 @@ from typing import Any
 from flowturbo_trt.benchmarks.gpu import tables as gpu_tables
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "serving" / "README.md")
 RESULTS = ROOT / "benchmarks" / "results"
 # Latencies are compared with these schedules, at the largest batch.
 BASELINES = ("H8", "H25")
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def update_readme() -> None:
-    """Put the tables of the current results into the README."""
-    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+def update_pages() -> None:
+    """Put the tables of the current results into the pages that show them."""
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def with_tables(text: str) -> str:
@@ -173,6 +174,20 @@ def _quantized(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _served(result: dict[str, Any]) -> list[str]:
+    lines = _head("load", "images/s", "median ms", "99 % ms", "requests", "failed")
+    for rows, ms in result["in_process_ms"].items():
+        name = f"the pipeline itself, {rows} image{'s' if rows != '1' else ''} a call"
+        lines.append(_row(name, f"{int(rows) / ms * 1e3:.1f}", f"{ms:.1f}", "", "", ""))
+    for name, load in result["loads"].items():
+        times = (f"{load[key]:.1f}" for key in ("images_per_second", "p50_ms", "p99_ms"))
+        lines.append(_row(name, *times, str(load["requests"]), str(load["errors"])))
+    lines += ["", *_head("memory, MB", "the server", "each instance")]
+    for name, sizes in result["memory_megabytes"].items():
+        lines.append(_row(name, *(f"{sizes[part]:.0f}" for part in ("server", "instance"))))
+    return lines
+
+
 def _only_checks(result: dict[str, Any]) -> list[str]:
     return []
 
@@ -191,6 +206,8 @@ TABLES = {
     "cpu_latency": _cpu,
     "cpu_settings": _cpu,
     "quantized_speed": _quantized,
+    "triton_load": _served,
+    "triton_soak": _only_checks,
 }
 
 
@@ -227,4 +244,4 @@ def _configuration(result: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     # Where result files have come from another machine.
-    update_readme()
+    update_pages()

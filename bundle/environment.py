@@ -1,6 +1,7 @@
-"""The versions that a build or a measurement depends on."""
+"""What a build, a run or a measurement depends on: versions, and this machine's cores."""
 
 import importlib.metadata
+import os
 import platform
 
 import flowturbo_trt
@@ -30,3 +31,8 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def cores() -> int:
+    """Return the CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

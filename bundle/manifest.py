@@ -148,6 +148,10 @@ class FileRecord:
     bytes: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        if self.bytes < 0:
+            raise BundleError(f"manifest: a file has {self.bytes} bytes, expected at least 0")
+
 
 @dataclass(frozen=True)
 class Manifest:

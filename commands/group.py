@@ -12,6 +12,7 @@ COMMANDS = {
     "bench": "Measure a bundle's latency, also against torch.",
     "build": "Compile checkpoints into a bundle of engines.",
     "calibrate": "Fit a bundle to a budget.",
+    "cpp": "Write a C++ project around a bundle.",
     "diagnose": "Show how steady velocities are, and what a refiner is worth.",
     "doctor": "Say what this machine can build and run, and why not.",
     "encode": "Encode a folder of images into a latent cache to train on.",
@@ -20,6 +21,7 @@ COMMANDS = {
     "inspect": "Show what a bundle holds and check every file of it.",
     "sample": "Generate images from a bundle.",
     "train": "Train a velocity refiner for a predictor.",
+    "triton": "Write a model repository for Triton around a bundle, or check one.",
     "tune": "Search schedules that meet a budget.",
     "verify": "Hold a bundle's engines against its float32 graphs.",
 }
@@ -32,6 +34,7 @@ EXTRAS = {
     "diagnose": "evaluate",
     "calibrate_precision": "calibrate",
     "calibrate_solver": "calibrate",
+    "triton": "serving",
     "tune": "calibrate",
 }
 

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import math
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,8 +123,3 @@ def check_disk(plan: GenerationPlan, images: int, out: Path) -> None:
             f"{out}: {images} images take about {images * size / 1e9:.1f} GB as {plan.format}, "
             f"{free / 1e9:.1f} GB are free; free some, or give a folder on another disk"
         )
-
-
-def cores() -> int:
-    """Return the CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,9 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flowturbo_trt.bundle.environment import cores
 from flowturbo_trt.generation.folder import begin, check_plan, held
 from flowturbo_trt.generation.local import LocalProcesses, make_here
-from flowturbo_trt.generation.options import check_disk, cores
+from flowturbo_trt.generation.options import check_disk
 from flowturbo_trt.generation.plan import GenerationError, GenerationPlan
 from flowturbo_trt.generation.shards import finished_shards, remove_partial, write_files
 from flowturbo_trt.generation.worker import FinishedShard, Job, MakeShards, WorkerError

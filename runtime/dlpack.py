@@ -12,6 +12,8 @@ from flowturbo_trt.runtime.backend import BackendError
 from flowturbo_trt.runtime.device import Device, DeviceArray
 
 KDLCUDA = 2
+# NumPy before 2.1 makes capsules without a version, which every consumer takes.
+_HAS_VERSIONS = tuple(map(int, np.__version__.split(".")[:2])) >= (2, 1)
 
 
 class DLPackError(BackendError, BufferError):
@@ -74,7 +76,7 @@ class DeviceTensor:
         # NumPy's own deleters outlive pending exceptions, foreign threads and the interpreter's end, which
         # callbacks written in Python do not. Making a view of device memory reads none of it.
         view: Any = np.asarray(self._memory)
-        capsule: object = view.__dlpack__(max_version=max_version)
+        capsule: object = view.__dlpack__(**({"max_version": max_version} if _HAS_VERSIONS else {}))
         _set_device(capsule, *own)
         return capsule
 

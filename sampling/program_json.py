@@ -29,16 +29,16 @@ def to_json(program: Program) -> dict[str, Any]:
 
 def from_json(data: dict[str, Any]) -> Program:
     """Read and validate a program; raises ProgramError for anything unknown or missing."""
-    if not isinstance(data, dict) or data.get("version") != PROGRAM_VERSION:
-        found = data.get("version") if isinstance(data, dict) else data
-        raise ProgramError(f"program version {found!r}, this reader knows {PROGRAM_VERSION}")
+    version = data.get("version") if isinstance(data, dict) else data
+    if type(version) is not int or version != PROGRAM_VERSION:
+        raise ProgramError(f"program version {version!r}, this reader knows {PROGRAM_VERSION}")
     try:
         return Program(
-            tuple(_register(text) for text in data["registers"]),
-            dict(data["inputs"]),
+            tuple(_register(_text(text)) for text in data["registers"]),
+            {_text(name): _index(register) for name, register in data["inputs"].items()},
             tuple(_instruction(item) for item in data["instructions"]),
-            tuple(StepMark(**mark) for mark in data["steps"]),
-            data["output"],
+            tuple(_step(item) for item in data["steps"]),
+            _index(data["output"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ProgramError(f"not a program: {type(error).__name__} {error}") from error
@@ -50,15 +50,54 @@ def _instruction_to_json(instruction: Instruction) -> dict[str, Any]:
     return {"op": "combine", "out": instruction.out, "terms": [list(term) for term in instruction.terms]}
 
 
+# Keys that are not named here are ignored, so that information can be added to the format.
+
+
 def _instruction(item: dict[str, Any]) -> Instruction:
-    fields = dict(item)
-    operation = fields.pop("op")
+    operation, out = item["op"], _index(item["out"])
     if operation == "evaluate":
-        return Evaluate(**fields)
+        velocity = item["velocity"]
+        return Evaluate(
+            network=item["network"],
+            variant=item["variant"],
+            state=_index(item["state"]),
+            velocity=None if velocity is None else _index(velocity),
+            time=_number(item["time"]),
+            out=out,
+        )
     if operation == "combine":
-        terms = tuple((float(coefficient), int(register)) for coefficient, register in fields.pop("terms"))
-        return Combine(terms=terms, **fields)
+        return Combine(out, tuple((_number(factor), _index(register)) for factor, register in item["terms"]))
     raise ProgramError(f"unknown instruction {operation!r}; this reader knows evaluate and combine")
+
+
+def _step(item: dict[str, Any]) -> StepMark:
+    return StepMark(
+        kind=_text(item["kind"]),
+        t=_number(item["t"]),
+        s=_number(item["s"]),
+        end=_index(item["end"]),
+        state=_index(item["state"]),
+        velocity=_index(item["velocity"]),
+    )
+
+
+def _index(value: object) -> int:
+    # To Python true is 1, to other readers it is not.
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is not an integer")
+    return value
+
+
+def _number(value: object) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)  # type: ignore[arg-type]  # of these types
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not text")
+    return value
 
 
 def _register(text: str) -> Register:

@@ -1,4 +1,4 @@
-"""The README's commands and code are run as they stand, in a folder that has the examples."""
+"""The commands and code of the README and the serving guide are run as they stand, beside the examples."""
 
 import os
 import re
@@ -10,13 +10,13 @@ from pathlib import Path
 import click
 import pytest
 
-from flowturbo_trt.benchmarks.tables import with_tables
+from flowturbo_trt.benchmarks.tables import PAGES, with_tables
 from flowturbo_trt.commands.group import cli
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXTS = [page.read_text(encoding="utf-8") for page in PAGES]
 BLOCK = re.compile(r"(<!-- not run[^\n]*-->\n)?```(sh|python)\n(.*?)```", re.DOTALL)
-BLOCKS = [(bool(match[1]), match[2], match[3]) for match in BLOCK.finditer(README)]
+BLOCKS = [(bool(match[1]), match[2], match[3]) for match in BLOCK.finditer("\n".join(TEXTS))]
 
 
 def commands(*, run: bool) -> list[list[str]]:
@@ -73,10 +73,10 @@ def test_commands_that_are_not_run_have_known_options() -> None:
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"\bmake ([\w-]+)", README)):
+    for target in set(re.findall(r"\bmake ([\w-]+)", "\n".join(TEXTS))):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
 def test_tables_are_those_of_the_results() -> None:
     """No figure is typed by hand: `make proof` writes the results and the tables."""
-    assert with_tables(README) == README
+    assert [with_tables(text) for text in TEXTS] == TEXTS

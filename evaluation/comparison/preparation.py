@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flowturbo_trt.bundle.environment import cores
 from flowturbo_trt.bundle.manifest import Manifest
 from flowturbo_trt.bundle.store import MANIFEST, read_manifest, sha256
 from flowturbo_trt.evaluation.comparison.cases import Case, distinct, find_cases, meaning
@@ -18,7 +19,7 @@ from flowturbo_trt.evaluation.quality.extractor import Extractor
 from flowturbo_trt.evaluation.quality.judge import check_metrics, choose, open_extractor, open_reference
 from flowturbo_trt.evaluation.quality.reference import Reference
 from flowturbo_trt.generation.identity import identity
-from flowturbo_trt.generation.options import GenerationOptions, cores, make_plan
+from flowturbo_trt.generation.options import GenerationOptions, make_plan
 from flowturbo_trt.generation.plan import GenerationPlan
 from flowturbo_trt.runtime.backend import default_device
 

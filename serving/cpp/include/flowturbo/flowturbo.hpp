@@ -1,0 +1,4 @@
+#pragma once
+
+#include "flowturbo/error.hpp"
+#include "flowturbo/pipeline.hpp"
