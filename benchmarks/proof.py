@@ -8,6 +8,7 @@ import click
 
 from flowturbo_trt.benchmarks import (
     bulk_generation,
+    cpp_library,
     cpu_latency,
     cpu_settings,
     digits_latency,
@@ -40,6 +41,7 @@ PARTS = {
     "cpu_latency": cpu_latency.measure,
     "cpu_settings": cpu_settings.measure,
     "quantized_speed": quantized_speed.measure,
+    "cpp_library": cpp_library.measure,
     "triton_load": triton_load.measure,
     "triton_soak": triton_soak.measure,
 }

@@ -208,6 +208,7 @@ TABLES = {
     "quantized_speed": _quantized,
     "triton_load": _served,
     "triton_soak": _only_checks,
+    "cpp_library": _only_checks,
 }
 
 
