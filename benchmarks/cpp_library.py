@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from flowturbo_trt.benchmarks.cpp_builds import find_toolchain
 from flowturbo_trt.evaluation.report import Check
 from flowturbo_trt.examples.digits.bundle import GUIDANCE, digits_options
 from flowturbo_trt.export.build import build
 from flowturbo_trt.runtime.pipeline import Pipeline
 from flowturbo_trt.serving.cpp_project import write_project
-from flowturbo_trt.tests.serving.cpp.builds import find_toolchain
 
 IMAGES = 1000
 STARTS = 21

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flowturbo_trt.tests.serving.cpp.builds import Toolchain, ToolchainError, find_toolchain, library_build
+from flowturbo_trt.benchmarks.cpp_builds import Toolchain, ToolchainError, find_toolchain, library_build
 from flowturbo_trt.tests.serving.cpp.library import Library
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from flowturbo_trt.benchmarks.cpp_builds import SOURCE, Toolchain
 from flowturbo_trt.runtime.batching import split
-from flowturbo_trt.tests.serving.cpp.builds import SOURCE, Toolchain
 
 SIZES = ((1,), (8,), (1, 8), (1, 3), (3, 1), (2, 3, 7), (1, 2, 4, 8, 16), (5, 5))
 PROGRAM = """

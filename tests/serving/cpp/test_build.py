@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import flowturbo_trt
-from flowturbo_trt.tests.serving.cpp.builds import SOURCE, Toolchain, onnxruntime_library
+from flowturbo_trt.benchmarks.cpp_builds import SOURCE, Toolchain, onnxruntime_library
 
 FILES = sorted(
     file

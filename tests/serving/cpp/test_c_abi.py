@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flowturbo_trt.benchmarks.cpp_builds import SOURCE
 from flowturbo_trt.runtime.pipeline import Pipeline
-from flowturbo_trt.tests.serving.cpp.builds import SOURCE
 from flowturbo_trt.tests.serving.cpp.library import STATUSES, Library, LibraryError, LoadOptions, Request
 
 C_PROGRAM = """

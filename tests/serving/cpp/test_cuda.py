@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flowturbo_trt.tests.serving.cpp.builds import ROOT, SOURCE, Toolchain, exclusive
+from flowturbo_trt.benchmarks.cpp_builds import ROOT, SOURCE, Toolchain, exclusive
 
 if TYPE_CHECKING:
     from flowturbo_trt.export.options import BuildOptions

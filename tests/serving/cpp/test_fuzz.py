@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from flowturbo_trt.benchmarks.cpp_builds import ROOT, Toolchain, exclusive
 from flowturbo_trt.bundle.manifest import BundleError
 from flowturbo_trt.bundle.store import MANIFEST, read_manifest
-from flowturbo_trt.tests.serving.cpp.builds import ROOT, Toolchain, exclusive
 
 FUZZ = ROOT / "serving" / "cpp" / "fuzz"
 SECONDS = 20

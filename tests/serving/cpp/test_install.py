@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from flowturbo_trt.benchmarks.cpp_builds import SOURCE
 from flowturbo_trt.runtime.pipeline import Pipeline
-from flowturbo_trt.tests.serving.cpp.builds import SOURCE
 
 CONSUMER = Path(__file__).parent / "consumer"
 # Of an interface that others compile against, everything counts.

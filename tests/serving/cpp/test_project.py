@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from flowturbo_trt.benchmarks.cpp_builds import Toolchain, exclusive, onnxruntime_library
 from flowturbo_trt.runtime.pipeline import Pipeline
 from flowturbo_trt.serving.cpp_project import SOURCES, write_project
-from flowturbo_trt.tests.serving.cpp.builds import Toolchain, exclusive, onnxruntime_library
 
 README = (SOURCES / "example" / "README.md").read_text(encoding="utf-8")
 (COMMANDS,) = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from flowturbo_trt.benchmarks.cpp_builds import ROOT, Toolchain, exclusive
 from flowturbo_trt.tests.bundles import edit_manifest
-from flowturbo_trt.tests.serving.cpp.builds import ROOT, Toolchain, exclusive
 
 SOURCE = Path(__file__).parent / "sanitized"
 SANITIZERS = "address,undefined"

@@ -1,4 +1,4 @@
-"""Builds of the C++ library for tests: kept in build/cpp, where only what has changed is compiled again."""
+"""Builds of the C++ library, kept in build/cpp: only what has changed is compiled again."""
 
 import fcntl
 import shutil
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "serving" / "cpp"
 
 
