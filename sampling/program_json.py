@@ -89,9 +89,9 @@ def _index(value: object) -> int:
 
 
 def _number(value: object) -> float:
-    if type(value) not in (int, float):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is not a number")
-    return float(value)  # type: ignore[arg-type]  # of these types
+    return float(value)
 
 
 def _text(value: object) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 STATUSES = ("ok", "bundle", "request", "schedule", "backend", "internal")
@@ -149,3 +150,10 @@ class CPipeline:
 
 def pointer(array: NDArray[Any] | None) -> ctypes.c_void_p | None:
     return None if array is None else ctypes.c_void_p(array.ctypes.data)
+
+
+def refused(library: Library, bundle: Path, match: str, **options: Any) -> None:
+    """Expect that a bundle cannot be loaded, for a reason on one line."""
+    with pytest.raises(LibraryError, match=match) as caught, library.load(bundle, **options):
+        pass
+    assert "\n" not in str(caught.value)

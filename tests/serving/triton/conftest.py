@@ -1,4 +1,4 @@
-"""Clients of the server of a test file, whose fixture `server` starts it on a repository of its own."""
+"""Places to write to, and clients of a test file's server, which its fixture `server` starts."""
 
 import sys
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ import tritonclient.http
 from flowturbo_trt.benchmarks.serving_requests import Answers
 from flowturbo_trt.benchmarks.triton_server import TritonServer
 from flowturbo_trt.runtime.pipeline import Pipeline
+from flowturbo_trt.tests.bundles import changed_copy
 from flowturbo_trt.tests.serving.triton import fake_backend_utils
 
 # It exists in a server's processes only. The models import it, and the tests import the models.
@@ -40,6 +41,18 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for module in ("model", "previews"):
         monkeypatch.setattr(f"flowturbo_trt.serving.triton.{module}.Guard", NoGuard)
     return models
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def newer(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """Another bundle of the same model."""
+    (tmp_path / "newer").mkdir()
+    return changed_copy(tiny_bundle, tmp_path / "newer", lambda manifest: manifest.update(licence="newer"))
 
 
 @pytest.fixture(scope="session")

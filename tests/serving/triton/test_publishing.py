@@ -13,22 +13,9 @@ import pytest
 from flowturbo_trt.bundle.store import Bundle, read_manifest
 from flowturbo_trt.serving.triton.options import ModelOptions
 from flowturbo_trt.serving.triton.staging import RepositoryError
-from flowturbo_trt.tests.bundles import changed_copy
 from flowturbo_trt.tests.serving.triton.repositories import check_whole, content, read, siblings, write
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    return tmp_path / "models"
-
-
-@pytest.fixture
-def newer(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """Another bundle of the same model."""
-    (tmp_path / "newer").mkdir()
-    return changed_copy(tiny_bundle, tmp_path / "newer", lambda manifest: manifest.update(licence="newer"))
 
 
 @pytest.mark.parametrize("previews", [False, True])

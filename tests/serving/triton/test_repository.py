@@ -11,20 +11,8 @@ from flowturbo_trt.serving.triton.layout import model_text
 from flowturbo_trt.serving.triton.options import ModelOptions, ServerOptions
 from flowturbo_trt.serving.triton.repository import write_repository
 from flowturbo_trt.serving.triton.staging import RepositoryError
-from flowturbo_trt.tests.bundles import changed_copy, edit_manifest
+from flowturbo_trt.tests.bundles import edit_manifest
 from flowturbo_trt.tests.serving.triton.repositories import check_whole, content, read, siblings, write
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    return tmp_path / "models"
-
-
-@pytest.fixture
-def newer(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """Another bundle of the same model."""
-    (tmp_path / "newer").mkdir()
-    return changed_copy(tiny_bundle, tmp_path / "newer", lambda manifest: manifest.update(licence="newer"))
 
 
 def test_first_version(tiny_bundle: Path, repository: Path) -> None:
